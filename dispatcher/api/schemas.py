@@ -1,0 +1,231 @@
+"""What the Prefect REST API sends and takes, as typed values.
+
+Only the fields the dispatcher reads are named; unknown ones are ignored, so that a newer server
+is no obstacle. Times are aware datetimes; durations are seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StateType(StrEnum):
+    """Prefect's state types (names such as ``Late`` or ``AwaitingRetry`` come on top)."""
+
+    SCHEDULED = "SCHEDULED"
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    CRASHED = "CRASHED"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+
+
+TERMINAL_STATES = frozenset(
+    {StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED}
+)
+
+
+class OrchestrationStatus(StrEnum):
+    """The server's verdict on a proposed state; the HTTP code says nothing about it."""
+
+    ACCEPT = "ACCEPT"
+    REJECT = "REJECT"
+    ABORT = "ABORT"
+    WAIT = "WAIT"
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class StateDetails(_Schema):
+    """The part of a state's details that decides who owns a claim and when a run is due."""
+
+    transition_id: UUID | None = None
+    scheduled_time: datetime | None = None
+    deployment_concurrency_lease_id: UUID | None = None
+
+
+class State(_Schema):
+    """A flow run's state as the server reports it."""
+
+    type: StateType
+    name: str = ""
+    id: UUID | None = None
+    timestamp: datetime | None = None
+    message: str | None = None
+    state_details: StateDetails = Field(default_factory=StateDetails)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing more will happen to the run by itself."""
+        return self.type in TERMINAL_STATES
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether someone asked to cancel (2.x clients write a CANCELLED state so named)."""
+        return self.type is StateType.CANCELLING or (
+            self.type is StateType.CANCELLED and self.name == "Cancelling"
+        )
+
+
+class StateProposal(_Schema):
+    """A state to propose. The server sets id and time and refuses them from a client."""
+
+    type: StateType
+    name: str | None = None
+    message: str | None = None
+    transition_id: UUID | None = None
+    scheduled_time: datetime | None = None
+
+    def to_body(self) -> dict[str, Any]:
+        """The JSON body of this state, with nothing in it that the server would refuse."""
+        details = {
+            "transition_id": str(self.transition_id or uuid4()),
+            "scheduled_time": self.scheduled_time.isoformat() if self.scheduled_time else None,
+        }
+        body: dict[str, Any] = {
+            "type": self.type.value,
+            "state_details": {key: value for key, value in details.items() if value is not None},
+        }
+        if self.name is not None:
+            body["name"] = self.name
+        if self.message is not None:
+            body["message"] = self.message
+        return body
+
+
+class OrchestrationResult(_Schema):
+    """The server's answer to a proposed state.
+
+    ``state`` is the state the run has now, whatever the verdict; it is ``None`` only where a
+    bulk proposal failed for that run. ``delay_seconds`` is set for WAIT.
+    """
+
+    status: OrchestrationStatus
+    state: State | None = None
+    reason: str | None = None
+    delay_seconds: float | None = None
+    flow_run_id: UUID | None = None
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> OrchestrationResult:
+        """Read the body of ``set_state`` or one row of ``bulk_set_state``."""
+        details = body.get("details") or {}
+        return cls.model_validate(
+            {
+                **body,
+                "reason": details.get("reason"),
+                "delay_seconds": details.get("delay_seconds"),
+            }
+        )
+
+
+class FlowRun(_Schema):
+    """A flow run. In poll results ``state`` is absent and ``state_type`` / ``state_name`` tell."""
+
+    id: UUID
+    name: str = ""
+    flow_id: UUID
+    deployment_id: UUID | None = None
+    work_queue_id: UUID | None = None
+    work_queue_name: str | None = None
+    work_pool_name: str | None = None
+    state: State | None = None
+    state_id: UUID | None = None
+    state_type: StateType | None = None
+    state_name: str | None = None
+    run_count: int = 0
+    expected_start_time: datetime | None = None
+    next_scheduled_start_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    infrastructure_pid: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    labels: dict[str, Any] = Field(default_factory=dict)
+    job_variables: dict[str, Any] | None = None
+    empirical_policy: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def retry_type(self) -> str | None:
+        """``in_process`` while the run's own engine waits to retry; polls hide such runs."""
+        value = self.empirical_policy.get("retry_type")
+        return value if isinstance(value, str) else None
+
+
+class ScheduledFlowRun(_Schema):
+    """One row of a work pool poll."""
+
+    work_pool_id: UUID
+    work_queue_id: UUID
+    flow_run: FlowRun
+
+
+class WorkPool(_Schema):
+    """A work pool."""
+
+    id: UUID
+    name: str
+    type: str
+    base_job_template: dict[str, Any] = Field(default_factory=dict)
+    is_paused: bool = False
+    concurrency_limit: int | None = None
+    status: str | None = None
+    default_queue_id: UUID | None = None
+
+
+class WorkQueue(_Schema):
+    """A work queue of a pool; priority 1 is the highest."""
+
+    id: UUID
+    name: str
+    priority: int = 1
+    is_paused: bool = False
+    concurrency_limit: int | None = None
+    last_polled: datetime | None = None
+    status: str | None = None
+
+
+class Deployment(_Schema):
+    """A deployment, as far as launching its runs needs it."""
+
+    id: UUID
+    name: str
+    flow_id: UUID
+    updated: datetime | None = None
+    entrypoint: str | None = None
+    path: str | None = None
+    pull_steps: list[dict[str, Any]] | None = None
+    storage_document_id: UUID | None = None
+    job_variables: dict[str, Any] = Field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    work_pool_name: str | None = None
+    work_queue_name: str | None = None
+
+
+class Flow(_Schema):
+    """A flow."""
+
+    id: UUID
+    name: str
+    tags: tuple[str, ...] = ()
+    labels: dict[str, Any] = Field(default_factory=dict)
+
+
+class BlockDocument(_Schema):
+    """A block document, its secrets in clear; never log one."""
+
+    id: UUID
+    name: str | None = None
+    data: dict[str, Any] = Field(default_factory=dict, repr=False)
+    block_type_slug: str | None = None

@@ -1,0 +1,182 @@
+"""Every setting of the dispatcher, read from the environment.
+
+``DISPATCHER_*`` are its own; ``PREFECT_API_URL``, ``PREFECT_API_KEY``,
+``PREFECT_API_AUTH_STRING`` and ``PREFECT_CLIENT_CUSTOM_HEADERS`` are Prefect's and mean the same.
+All durations are seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import (
+    AliasChoices,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dispatcher import errors
+
+ENV_PREFIX = "DISPATCHER_"
+
+# What to say where Pydantic's own words would not tell a user what to do.
+_HINTS = {
+    "DISPATCHER_WORK_POOLS": "name the work pools to serve, comma-separated",
+    "PREFECT_API_URL": "give the API's address, such as http://127.0.0.1:4200/api",
+}
+
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings of one dispatcher; every process of a fleet gets the same ones.
+
+    Raises:
+        errors.SettingsError: through :func:`load`, naming each variable that is missing or wrong.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
+    )
+
+    work_pools: Names = Field(min_length=1, description="Work pools to serve, comma-separated.")
+    work_queues: Names = Field(
+        default=(), description="Work queues to serve, comma-separated; all queues when empty."
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis or Valkey for the Celery broker and the claim ledger.",
+    )
+    worker_name: str = Field(
+        default="celery-flow-dispatcher",
+        description="The name under which the whole fleet appears as a worker in the Prefect UI.",
+    )
+    pool_type: str = Field(
+        default="process", description="Executor type of a work pool that has to be created."
+    )
+    create_pool_if_not_found: bool = Field(
+        default=True, description="Whether a work pool that does not exist is created."
+    )
+    poll_interval: PositiveFloat = Field(
+        default=5.0, description="Seconds between two polls of a work pool."
+    )
+    prefetch_seconds: NonNegativeFloat = Field(
+        default=10.0, description="How many seconds before its start time a run may be claimed."
+    )
+    cancel_interval: PositiveFloat = Field(
+        default=2.0, description="Seconds between two looks for runs to cancel."
+    )
+    heartbeat_interval: PositiveInt = Field(
+        default=30, description="Seconds between two heartbeats of the fleet to Prefect."
+    )
+    lease_seconds: PositiveFloat = Field(
+        default=15.0, description="How long a running claim is held without being renewed."
+    )
+    grace_seconds: NonNegativeFloat = Field(
+        default=30.0, description="Seconds a cancelled run has to end before it is killed."
+    )
+    prefect_api_url: str = Field(
+        validation_alias=AliasChoices("PREFECT_API_URL", "prefect_api_url"),
+        description="Address of the Prefect API.",
+    )
+    prefect_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("PREFECT_API_KEY", "prefect_api_key"),
+        description="Key of a Prefect Cloud workspace.",
+    )
+    prefect_api_auth_string: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("PREFECT_API_AUTH_STRING", "prefect_api_auth_string"),
+        description="user:password of a self-hosted Prefect server with basic authentication.",
+    )
+    prefect_client_custom_headers: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        repr=False,
+        validation_alias=AliasChoices(
+            "PREFECT_CLIENT_CUSTOM_HEADERS", "prefect_client_custom_headers"
+        ),
+        description="Further headers of every API request, as a JSON object.",
+    )
+
+    @field_validator("work_pools", "work_queues", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        """Take ``a,b`` or, for names with a comma, a JSON list."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return _from_json(value)
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+    @field_validator("prefect_client_custom_headers", mode="before")
+    @classmethod
+    def _parse_headers(cls, value: Any) -> Any:
+        return _from_json(value) if isinstance(value, str) else value
+
+    @field_validator("worker_name")
+    @classmethod
+    def _check_worker_name(cls, value: str) -> str:
+        if set(value) & {"/", "%"}:
+            raise ValueError("a worker name cannot contain '/' or '%'")
+        return value
+
+    @field_validator("prefect_api_url")
+    @classmethod
+    def _check_api_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("it must start with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("it must start with redis://, rediss:// or unix://")
+        return value
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not valid JSON ({error.msg})") from None
+
+
+def load() -> Settings:
+    """Read the settings from the environment.
+
+    Raises:
+        errors.SettingsError: one line that names every variable that is missing or wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        # Not "from error": Pydantic's text repeats the rejected values, which may be secrets.
+        raise errors.SettingsError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(dict(problem)) for problem in error.errors())
+
+
+def _explain_one(problem: dict[str, Any]) -> str:
+    variable = _variable(str(problem["loc"][0]))
+    hint = f": {_HINTS[variable]}" if variable in _HINTS else ""
+    if problem["type"] in {"missing", "too_short"}:
+        return f"{variable} is not set{hint}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{variable} is wrong: {message}{hint}"
+
+
+def _variable(location: str) -> str:
+    if location.startswith("PREFECT_"):
+        return location
+    field = location.lower()
+    return field.upper() if field.startswith("prefect_") else f"{ENV_PREFIX}{field.upper()}"

@@ -1,0 +1,3 @@
+"""Tests of the dispatcher."""
+
+from __future__ import annotations
