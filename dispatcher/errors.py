@@ -24,6 +24,12 @@ class SettingsError(DispatcherError):
     reason = "settings"
 
 
+class UnknownWorker(DispatcherError):
+    """No live Celery worker has this name."""
+
+    reason = "unknown-worker"
+
+
 class ApiError(DispatcherError):
     """A request to the Prefect API failed."""
 
@@ -64,6 +70,12 @@ class ObjectNotFound(ApiResponseError):
     reason = "api-not-found"
 
 
+class DeploymentNotFound(ObjectNotFound):
+    """The deployment of a flow run no longer exists."""
+
+    reason = "deployment-not-found"
+
+
 class ObjectAlreadyExists(ApiResponseError):
     """The Prefect API already has such an object."""
 
@@ -74,3 +86,9 @@ class RequestRefused(ApiResponseError):
     """The Prefect API refused the content of a request."""
 
     reason = "api-refused"
+
+
+class BulkNotSupported(ApiResponseError):
+    """The Prefect server is too old (before 3.6.16) to set the states of several runs at once."""
+
+    reason = "api-bulk-not-supported"

@@ -6,13 +6,14 @@ is no obstacle. Times are aware datetimes; durations are seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class StateType(StrEnum):
@@ -196,6 +197,15 @@ class WorkQueue(_Schema):
     status: str | None = None
 
 
+class Worker(_Schema):
+    """A worker of a pool, as its heartbeats left it; ``status`` is ONLINE or OFFLINE."""
+
+    name: str
+    status: str | None = None
+    last_heartbeat_time: datetime | None = None
+    heartbeat_interval_seconds: int | None = None
+
+
 class Deployment(_Schema):
     """A deployment, as far as launching its runs needs it."""
 
@@ -229,3 +239,91 @@ class BlockDocument(_Schema):
     name: str | None = None
     data: dict[str, Any] = Field(default_factory=dict, repr=False)
     block_type_slug: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _slug_of_block_type(cls, body: Any) -> Any:
+        if isinstance(body, Mapping) and isinstance(body.get("block_type"), Mapping):
+            return {"block_type_slug": body["block_type"].get("slug"), **body}
+        return body
+
+
+class Variable(_Schema):
+    """A variable; ``value`` is any JSON, ``None`` for one that is set to null."""
+
+    name: str
+    value: Any = None
+
+
+class LogEntry(_Schema):
+    """A line for a run's page; ``level`` counts as Python's does (20 is INFO)."""
+
+    name: str
+    level: int
+    message: str
+    timestamp: datetime
+    flow_run_id: UUID | None = None
+
+
+class Event(_Schema):
+    """A Prefect event. Sent again under the same ``id`` it is still one event."""
+
+    id: UUID = Field(default_factory=uuid4)
+    occurred: datetime
+    event: str
+    resource: dict[str, str]
+    related: list[dict[str, str]] = Field(default_factory=list)
+    payload: dict[str, Any] = Field(default_factory=dict)
+    follows: UUID | None = None
+
+
+@dataclass(frozen=True)
+class FlowRunFilter:
+    """Which flow runs to read; all conditions must hold.
+
+    ``states_any`` makes one of ``state_types`` and ``state_names`` enough, instead of both.
+
+    Raises:
+        ValueError: ``ids`` is given but empty, which is a slip of the caller's: the server would
+            find nothing, and leaving the condition out would find everything.
+    """
+
+    ids: Collection[UUID] | None = None
+    not_ids: Collection[UUID] = ()
+    state_types: Collection[StateType] = ()
+    state_names: Collection[str] = ()
+    states_any: bool = False
+    work_pool_names: Collection[str] = ()
+    work_queue_names: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.ids is not None and not self.ids:
+            raise ValueError("an empty list of flow run ids selects nothing; do not ask at all")
+
+    def to_body(self) -> dict[str, Any]:
+        """The JSON body of the filter, without conditions that are not set."""
+        flow_runs = {"id": self._ids(), "state": self._state()}
+        body = {
+            "flow_runs": {key: value for key, value in flow_runs.items() if value},
+            "work_pools": _any_name(self.work_pool_names),
+            "work_pool_queues": _any_name(self.work_queue_names),
+        }
+        return {key: value for key, value in body.items() if value}
+
+    def _ids(self) -> dict[str, Any]:
+        lists = {"any_": self.ids or (), "not_any_": self.not_ids}
+        return {key: [str(item) for item in ids] for key, ids in lists.items() if ids}
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if self.state_types:
+            state["type"] = {"any_": [item.value for item in self.state_types]}
+        if self.state_names:
+            state["name"] = {"any_": list(self.state_names)}
+        if self.states_any and len(state) > 1:
+            state["operator"] = "or_"
+        return state
+
+
+def _any_name(names: Collection[str]) -> dict[str, Any]:
+    return {"name": {"any_": list(names)}} if names else {}
