@@ -12,6 +12,10 @@ from executors import configuration as configurations
 
 GRACE_SECONDS = 30.0
 
+# Inside the class below ``type`` is a work pool type.
+_Configuration = type[configurations.BaseJobConfiguration]
+_Variables = type[configurations.BaseVariables]
+
 
 @dataclass(frozen=True)
 class ExecutorResult:
@@ -19,12 +23,14 @@ class ExecutorResult:
 
     ``identifier`` is the infrastructure pid, ``status_code`` the job's exit status (negative for
     a signal). ``reported_state`` is the state type in which the engine itself said it left the
-    run; ``None`` where it did not say, so that the run has to be read.
+    run; ``None`` where it did not say, so that the run has to be read. ``explanation`` is a
+    sentence for the user on what the status code usually means.
     """
 
     identifier: str
     status_code: int
     reported_state: schemas.StateType | None = None
+    explanation: str | None = None
 
 
 class BaseExecutor(abc.ABC):
@@ -35,14 +41,40 @@ class BaseExecutor(abc.ABC):
     """
 
     type: ClassVar[str]
-    job_configuration: ClassVar[type[configurations.BaseJobConfiguration]] = (
-        configurations.BaseJobConfiguration
-    )
-    job_configuration_variables: ClassVar[type[configurations.BaseVariables] | None] = None
+    job_configuration: ClassVar[_Configuration] = configurations.BaseJobConfiguration
+    job_configuration_variables: ClassVar[_Variables | None] = None
 
     _description: ClassVar[str] = ""
     _documentation_url: ClassVar[str] = ""
     _logo_url: ClassVar[str] = ""
+
+    @classmethod
+    def get_description(cls) -> str:
+        """Return one or two sentences on what the executor runs jobs on."""
+        return cls._description
+
+    @classmethod
+    def get_documentation_url(cls) -> str:
+        """Return where the executor is documented; empty if nowhere."""
+        return cls._documentation_url
+
+    @classmethod
+    def get_logo_url(cls) -> str:
+        """Return the address of the executor's logo; empty if it has none."""
+        return cls._logo_url
+
+    @classmethod
+    def get_default_base_job_template(cls) -> dict[str, Any]:
+        """Return the template for a work pool of this type that has none yet.
+
+        Its variables are those of ``job_configuration_variables``, or else the fields of the
+        job configuration itself.
+        """
+        model = cls.job_configuration_variables or cls.job_configuration
+        return {
+            "job_configuration": cls.job_configuration.json_template(),
+            "variables": configurations.variables_schema(model),
+        }
 
     @abc.abstractmethod
     def run(
@@ -51,7 +83,34 @@ class BaseExecutor(abc.ABC):
         configuration: Any,
         started: Callable[[str], None],
     ) -> ExecutorResult:
-        """Start the job, call ``started(infrastructure_pid)`` once it exists, wait for its end."""
+        """Start the job, call ``started(infrastructure_pid)`` once it exists, wait for its end.
+
+        ``configuration`` is a prepared instance of ``job_configuration``. What ``started``
+        raises means that the job must not go on: it is stopped and the error passed on.
+        """
+
+    def interrupt_infrastructure(
+        self,
+        infrastructure_pid: str,
+        configuration: Any,
+        *,
+        reschedule: bool,  # noqa: ARG002 - for executors that can tell the flow
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        """Stop a job of this process because its worker shuts down, not because of a cancel.
+
+        With ``reschedule`` the run is to be started again, so nothing should end it in Prefect.
+        Raises as :meth:`kill_infrastructure`, which this is unless an executor knows better.
+        """
+        self.kill_infrastructure(infrastructure_pid, configuration, grace_seconds)
+
+    def has_begun(self, infrastructure_pid: str) -> bool:  # noqa: ARG002 - nothing is known here
+        """Whether the flow of a job of this process is known to have begun.
+
+        While it has not, the dispatcher may start the run again elsewhere, so a job that is cut
+        off from it is stopped. An executor that cannot tell says no.
+        """
+        return False
 
     def kill_infrastructure(
         self,
@@ -59,5 +118,12 @@ class BaseExecutor(abc.ABC):
         configuration: Any,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
-        """Stop a job: politely, and by force once ``grace_seconds`` have passed."""
-        raise NotImplementedError
+        """Stop a job: politely, and by force once ``grace_seconds`` have passed.
+
+        Raises :class:`~executors.errors.InfrastructureNotFound` if the job is gone,
+        :class:`~executors.errors.InfrastructureNotAvailable` if it cannot be reached from this
+        process, ``NotImplementedError`` if the executor has no means to stop jobs.
+        """
+        raise NotImplementedError(
+            f"the {self.type} executor cannot stop a job by its infrastructure pid"
+        )

@@ -17,3 +17,7 @@ class InfrastructureNotFound(ExecutorError):
 
 class InfrastructureNotAvailable(ExecutorError):
     """The infrastructure to kill exists, but not where this process can reach it."""
+
+
+class LaunchError(ExecutorError):
+    """A job could not be started; the message names what to mend, never the command's arguments."""

@@ -1,0 +1,93 @@
+"""Cold start: the job is a new program in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from executors import errors
+from executors.process import launch as launching
+
+TRAMPOLINE = Path(__file__).with_name("trampoline.py")
+
+
+class ColdProcess:
+    """A started program. Whoever waits for it must reap it, once."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self.pid = popen.pid
+        self._popen = popen
+
+    def wait(self) -> int:
+        """Wait for the end and return the exit status, negative for a signal.
+
+        The process stays a zombie, so that its pid and group still mean this job.
+        """
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            return self._popen.wait()
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None  # only WNOHANG may find nothing
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def reap(self) -> None:
+        """Give the pid back to the system."""
+        self._popen.wait()
+
+
+def start(launch: launching.Launch) -> ColdProcess:
+    """Start the job's command. Raises LaunchError.
+
+    The process has its own session, a clean signal state, no input and no descriptors but 1 and
+    2; on Linux it is killed with the thread that calls this, which therefore must outlive it.
+    """
+    check_startable(launch)
+    output = None if launch.stream_output else subprocess.DEVNULL
+    try:
+        popen = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(TRAMPOLINE), str(os.getpid()), *launch.argv],
+            cwd=launch.directory,
+            env=launch.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        raise errors.LaunchError(
+            f"The job's command {launch.argv[0]!r} could not be started: {reason_of(error)}."
+        ) from None
+    return ColdProcess(popen)
+
+
+def check_startable(launch: launching.Launch) -> None:
+    """Find out now what else would be known only from the exit status. Raises LaunchError."""
+    if not launch.directory.is_dir():
+        raise errors.LaunchError(
+            f"The job's working directory {str(launch.directory)!r} does not exist on this host."
+        )
+    name = launch.argv[0]
+    if "/" in name:
+        check_executable(launch.directory / name, name)
+    elif shutil.which(name, path=launch.environment.get("PATH", os.defpath)) is None:
+        raise errors.LaunchError(
+            f"The job's command {name!r} was not found on this host "
+            "(the PATH of the job's environment was searched)."
+        )
+
+
+def check_executable(program: Path, name: str) -> None:
+    """Raise LaunchError unless the program is there and may be run."""
+    if not program.is_file():
+        raise errors.LaunchError(f"The job's command {name!r} does not exist on this host.")
+    if not os.access(program, os.X_OK):
+        raise errors.LaunchError(f"The job's command {name!r} is not executable.")
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """The system's words, without the arguments or values that they may quote."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return "a null byte or '=' in a name of its environment or in its arguments"

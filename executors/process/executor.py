@@ -1,0 +1,165 @@
+"""The process executor: each flow run is a process on the worker's own host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dispatcher.api import schemas
+from executors import base, errors
+from executors.process import cold, control, directory, exit_codes, jobs, strangers
+from executors.process import configuration as configurations
+from executors.process import launch as launching
+
+
+class ProcessExecutor(base.BaseExecutor):
+    """Runs flow runs as processes; serves the same work pools as Prefect's process worker.
+
+    Thread-safe. Whatever makes :meth:`run` raise, the job is killed first.
+    """
+
+    type = "process"
+    job_configuration = configurations.ProcessJobConfiguration
+    job_configuration_variables = configurations.ProcessVariables
+
+    _description = "Runs each flow run as a process on the host of the Celery worker."
+    _documentation_url = "https://docs.prefect.io/v3/concepts/workers"
+
+    def __init__(self) -> None:
+        self._host = socket.gethostname()
+        self._jobs: dict[str, jobs.Job] = {}
+
+    def run(
+        self,
+        flow_run: schemas.FlowRun,  # noqa: ARG002 - the configuration says it all
+        configuration: configurations.ProcessJobConfiguration,
+        started: Callable[[str], None],
+    ) -> base.ExecutorResult:
+        """Execute a run's job and wait for its end.
+
+        ``started`` gets ``<host>:<pid>``, as Prefect's process worker writes it. After a stop,
+        too, this returns normally; an engine that was cancelled reports no state, so that the
+        run has to be read. Raises LaunchError if the job could not be started.
+        """
+        with directory.working_directory(configuration.working_dir) as path:
+            connection = open_control()
+            with connection, self._job(configuration, path, connection) as (identifier, job):
+                started(identifier)
+                status = job.wait()
+        return base.ExecutorResult(
+            identifier, status, connection.reported_state, exit_codes.explain(status)
+        )
+
+    def has_begun(self, infrastructure_pid: str) -> bool:
+        """Whether the job's engine has connected, which it does when its flow begins."""
+        job = self._jobs.get(infrastructure_pid)
+        return job is not None and job.engine_seen
+
+    def kill_infrastructure(
+        self,
+        infrastructure_pid: str,
+        configuration: configurations.ProcessJobConfiguration,
+        grace_seconds: float = base.GRACE_SECONDS,
+    ) -> None:
+        """Stop a job of this host; return when nothing is left of it. May be repeated.
+
+        A job of this executor's own that executes Prefect's engine is cancelled by it, with its
+        hooks. Raises InfrastructureNotFound, InfrastructureNotAvailable for another host's job,
+        and ExecutorError for one that survives SIGKILL.
+        """
+        self._stop(infrastructure_pid, configuration, grace_seconds, "cancel")
+
+    def interrupt_infrastructure(
+        self,
+        infrastructure_pid: str,
+        configuration: configurations.ProcessJobConfiguration,
+        *,
+        reschedule: bool,
+        grace_seconds: float = base.GRACE_SECONDS,
+    ) -> None:
+        """Stop a job because its worker shuts down; raises as :meth:`kill_infrastructure`.
+
+        To be re-scheduled, an engine is asked to leave its run alone. Otherwise it reports a
+        crash and runs its hooks, as Prefect's engine does at every SIGTERM.
+        """
+        ending: jobs.Ending = "reschedule" if reschedule else "crash"
+        self._stop(infrastructure_pid, configuration, grace_seconds, ending)
+
+    def _stop(
+        self,
+        infrastructure_pid: str,
+        configuration: configurations.ProcessJobConfiguration,
+        grace_seconds: float,
+        ending: jobs.Ending,
+    ) -> None:
+        host, pid = parse_infrastructure_pid(infrastructure_pid)
+        if host != self._host:
+            raise errors.InfrastructureNotAvailable(
+                f"Process {pid} runs on host {host!r}; it can be killed there only, "
+                f"and this is {self._host!r}."
+            )
+        job = self._jobs.get(infrastructure_pid)
+        if job is not None:
+            job.stop(grace_seconds, ending)
+        else:
+            flow_run_id = configuration.env.get(strangers.FLOW_RUN_ID_VARIABLE)
+            strangers.kill(pid, flow_run_id, grace_seconds)
+
+    @contextlib.contextmanager
+    def _job(
+        self,
+        configuration: configurations.ProcessJobConfiguration,
+        path: Path,
+        connection: control.ControlSocket,
+    ) -> Iterator[tuple[str, jobs.Job]]:
+        """Start the job and know it by its pid for as long as it lives."""
+        launch = build_launch(configuration, path, connection)
+        job = jobs.Job(launch, cold.start(launch), connection)
+        identifier = f"{self._host}:{job.pid}"
+        self._jobs[identifier] = job
+        try:
+            yield identifier, job
+        finally:
+            job.end()
+            del self._jobs[identifier]
+
+
+def build_launch(
+    configuration: configurations.ProcessJobConfiguration,
+    path: Path,
+    connection: control.ControlSocket,
+) -> launching.Launch:
+    """What to start for a run: its command and environment, marked as this launch's own."""
+    job_id = uuid.uuid4().hex
+    added = {launching.JOB_ID_VARIABLE: job_id, **connection.environment}
+    return launching.Launch(
+        job_id=job_id,
+        argv=launching.split_command(configuration.command),
+        directory=path,
+        environment=launching.job_environment(configuration, os.environ, added),
+        stream_output=configuration.stream_output,
+    )
+
+
+def open_control() -> control.ControlSocket:
+    """Open a control socket. Raises LaunchError."""
+    try:
+        return control.ControlSocket()
+    except OSError as error:
+        raise errors.LaunchError(
+            f"The job's control socket could not be opened: {error.strerror}."
+        ) from None
+
+
+def parse_infrastructure_pid(infrastructure_pid: str) -> tuple[str, int]:
+    """Split ``<host>:<pid>``. Raises InfrastructureNotFound for anything else."""
+    host, _, pid = infrastructure_pid.rpartition(":")
+    if not host or not pid.isdecimal() or int(pid) == 0:
+        raise errors.InfrastructureNotFound(
+            f"{infrastructure_pid!r} is no process: '<host>:<pid>' was expected."
+        )
+    return host, int(pid)

@@ -1,0 +1,114 @@
+"""Flows that end, or refuse to end, in every way a job can.
+
+``report`` is a file to which a flow writes what a test wants to know, one line each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+LONG_SECONDS = 300
+
+# Leaves its parent and its session, and cannot be asked to end.
+ESCAPEE = f"""
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork():
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+with open(sys.argv[1], "a") as report:
+    report.write(f"escapee {{os.getpid()}}\\n")
+time.sleep({LONG_SECONDS})
+"""
+
+
+def note(report: str, line: str) -> None:
+    with Path(report).open("a") as file:
+        file.write(line + "\n")
+
+
+def note_cancellation(flow: Any, flow_run: Any, state: Any) -> None:
+    note(flow_run.parameters["report"], "on_cancellation")
+
+
+def note_crash(flow: Any, flow_run: Any, state: Any) -> None:
+    note(flow_run.parameters["report"], "on_crashed")
+
+
+@flow
+def completes(report: str) -> None:
+    seen = {
+        "environ": dict(os.environ),
+        "cwd": str(Path.cwd()),
+        "session": os.getsid(0),
+        "pid": os.getpid(),
+    }
+    note(report, json.dumps(seen))
+
+
+@flow
+def raises(report: str) -> None:
+    raise ValueError("as the test wants it")
+
+
+@flow
+def exits(report: str, code: int = 3) -> None:
+    os._exit(code)
+
+
+@flow
+def kills_itself(report: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
+def waits(report: str) -> None:
+    note(report, f"running {os.getpid()}")
+    time.sleep(LONG_SECONDS)
+
+
+@flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
+async def waits_async(report: str) -> None:
+    import asyncio
+
+    note(report, f"running {os.getpid()}")
+    await asyncio.sleep(LONG_SECONDS)
+
+
+@flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
+def waits_with_children(report: str) -> None:
+    subprocess.Popen([sys.executable, "-c", ESCAPEE, report])
+    note(report, f"running {os.getpid()}")
+    time.sleep(LONG_SECONDS)
+
+
+@flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
+def ignores_everything(report: str) -> None:
+    """Never ends by itself, however often it is interrupted."""
+    subprocess.Popen([sys.executable, "-c", ESCAPEE, report])
+    deadline = time.monotonic() + LONG_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            note(report, f"running {os.getpid()}")
+            time.sleep(LONG_SECONDS)
+        except BaseException as error:  # noqa: BLE001 - that is its point
+            note(report, f"ignored {type(error).__name__}")
+
+
+@flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
+def takes_sigterm_away(report: str) -> None:
+    """Replaces Prefect's own handler, after which its engine agrees to nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note(report, f"running {os.getpid()}")
+    time.sleep(LONG_SECONDS)
