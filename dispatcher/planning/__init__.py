@@ -1,0 +1,97 @@
+"""The decisions, as pure functions: values in, frozen actions out; no clock, no input or output."""
+
+from __future__ import annotations
+
+from dispatcher.planning.cancelling import CancelAction, plan_cancellation, plan_unwanted
+from dispatcher.planning.claiming import (
+    is_granted,
+    owns_pending,
+    plan_claims,
+)
+from dispatcher.planning.outcomes import (
+    NOT_STARTED,
+    Ending,
+    Outcome,
+    StopReason,
+    needs_state,
+    outcome_from_text,
+    outcome_to_text,
+    plan_failure,
+    plan_report,
+    plan_unstarted,
+)
+from dispatcher.planning.recovering import (
+    UNCLAIMED,
+    Action,
+    Deliver,
+    Limits,
+    Resend,
+    Settle,
+    TakeBack,
+    concerns,
+    describe_loss,
+    is_unfinished,
+    last_pending_made_by,
+    plan_recovery,
+)
+from dispatcher.planning.slots import free_slots, run_slots
+from dispatcher.planning.starting import StartDecision, decide_start
+from dispatcher.planning.verdicts import (
+    CANCELLED,
+    CANCELLED_BEFORE_START,
+    Report,
+    Reschedule,
+    Verdict,
+    cancelled_gone,
+    cancelled_unstarted,
+    decide_lost,
+    must_be_cancelled,
+    not_submitted,
+    without_deployment,
+)
+
+__all__ = [
+    "CANCELLED",
+    "CANCELLED_BEFORE_START",
+    "NOT_STARTED",
+    "UNCLAIMED",
+    "Action",
+    "CancelAction",
+    "Deliver",
+    "Ending",
+    "Limits",
+    "Outcome",
+    "Report",
+    "Reschedule",
+    "Resend",
+    "Settle",
+    "StartDecision",
+    "StopReason",
+    "TakeBack",
+    "Verdict",
+    "cancelled_gone",
+    "cancelled_unstarted",
+    "concerns",
+    "decide_lost",
+    "decide_start",
+    "describe_loss",
+    "free_slots",
+    "is_granted",
+    "is_unfinished",
+    "last_pending_made_by",
+    "must_be_cancelled",
+    "needs_state",
+    "not_submitted",
+    "outcome_from_text",
+    "outcome_to_text",
+    "owns_pending",
+    "plan_cancellation",
+    "plan_claims",
+    "plan_failure",
+    "plan_recovery",
+    "plan_report",
+    "plan_unstarted",
+    "plan_unwanted",
+    "run_slots",
+    "without_deployment",
+]

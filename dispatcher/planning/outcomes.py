@@ -1,0 +1,138 @@
+"""Deciding what Prefect is told about a run's end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pydantic
+
+from dispatcher.api import schemas
+from dispatcher.planning import verdicts
+from dispatcher.planning.verdicts import Report, Verdict
+
+StateType = schemas.StateType
+
+
+class StopReason(StrEnum):
+    """Why a job was stopped by its own execute task."""
+
+    CANCEL = "cancel"
+    LOST = "lost"  # the fence has moved on: somebody else decides about the run
+    SHUTDOWN = "shutdown"  # the worker stops and does not wait for its runs
+    UNREACHABLE = "unreachable"  # the lease may be over, and the run may be started again
+
+
+_SILENT = frozenset({StopReason.LOST, StopReason.UNREACHABLE})
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended, as its execute task knows it.
+
+    ``reported`` is the state type in which the engine said it left the run, ``stopped`` why the
+    task stopped the job itself, ``explanation`` a sentence on what the status code means, and
+    ``may_restart`` whether a flow that has begun may be started again.
+    """
+
+    status_code: int
+    reported: StateType | None = None
+    stopped: StopReason | None = None
+    explanation: str | None = None
+    may_restart: bool = False
+
+
+Outcome = Report | Ending
+
+STOPPED_WITH_WORKER = "Its worker was told to stop and did not wait for it."
+
+# The run is somebody else's now, or gone: there is nothing to tell.
+NOT_STARTED = Ending(status_code=0, stopped=StopReason.LOST)
+
+
+def plan_unstarted(reason: StopReason) -> Outcome:
+    """Tell the end of a run whose job was to be stopped before it was started."""
+    if reason is StopReason.CANCEL:
+        return verdicts.CANCELLED_BEFORE_START
+    return Ending(status_code=0, stopped=reason)
+
+
+def plan_failure(error: Exception, *, started: bool, stopped: StopReason | None) -> Outcome:
+    """Tell the end of a job whose executor raised instead of telling it."""
+    if stopped is not None:
+        return Ending(status_code=1, stopped=stopped)
+    words = f"{type(error).__name__}: {error}"
+    if not started:
+        return verdicts.not_submitted(words)
+    return Report(StateType.CRASHED, f"Lost track of the flow run's infrastructure: {words}")
+
+
+_OUTCOME: pydantic.TypeAdapter[Outcome] = pydantic.TypeAdapter(Outcome)
+
+
+def outcome_to_text(outcome: Outcome) -> str:
+    """Write an outcome so that the ledger can keep it."""
+    return _OUTCOME.dump_json(outcome).decode()
+
+
+def outcome_from_text(text: str) -> Outcome:
+    """Read an outcome that the ledger kept."""
+    return _OUTCOME.validate_json(text)
+
+
+def needs_state(ending: Ending) -> bool:
+    """Whether the run has to be read before its end can be reported."""
+    if ending.stopped in _SILENT or ending.reported in schemas.TERMINAL_STATES:
+        return False
+    return ending.stopped is not None or ending.status_code == 0
+
+
+def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
+    """Decide what to tell Prefect after a job ended, from its end and the run's state.
+
+    ``run`` is ``None`` where it was not read: a Crashed proposal is safe then, since the server
+    refuses it for a run that has already ended.
+    """
+    state = run.state if run else None
+    if ending.stopped in _SILENT or ending.reported in schemas.TERMINAL_STATES:
+        return None
+    if ending.stopped is StopReason.CANCEL or (state is not None and state.is_cancelling):
+        return None if _has_ended(state) else verdicts.CANCELLED
+    if ending.stopped is StopReason.SHUTDOWN and run is not None:
+        return verdicts.decide_lost(
+            run, attempt=0, retries=0, opted_in=ending.may_restart, loss=STOPPED_WITH_WORKER
+        )
+    if ending.status_code != 0:
+        detail = f" {ending.explanation}" if ending.explanation else ""
+        return Report(
+            StateType.CRASHED,
+            "Flow run infrastructure exited with non-zero status code "
+            f"{ending.status_code}.{detail}",
+        )
+    return _unfinished(run)
+
+
+def _has_ended(state: schemas.State | None) -> bool:
+    """Whether a run that was to be cancelled ended as it should.
+
+    Crashed does not count: an engine that gets a plain SIGTERM writes it over Cancelling.
+    """
+    return (
+        state is not None
+        and state.is_terminal
+        and not state.is_cancelling
+        and state.type is not StateType.CRASHED
+    )
+
+
+def _unfinished(run: schemas.FlowRun | None) -> Report | None:
+    if run is None or run.state is None:
+        return None
+    state = run.state
+    waits_in_process = state.type is StateType.SCHEDULED and run.retry_type == "in_process"
+    if state.type in {StateType.PENDING, StateType.RUNNING} or waits_in_process:
+        return Report(
+            StateType.CRASHED,
+            f"Flow run infrastructure exited with status code 0 but left the run {state.name}.",
+        )
+    return None
