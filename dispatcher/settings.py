@@ -8,12 +8,13 @@ All durations are seconds.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AliasChoices,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -21,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from redis import Redis
 
 from dispatcher import errors
 
@@ -79,10 +81,37 @@ class Settings(BaseSettings):
     lease_seconds: PositiveFloat = Field(
         default=15.0, description="How long a running claim is held without being renewed."
     )
+    recover_interval: PositiveFloat = Field(
+        default=5.0, description="Seconds between two looks for runs that nobody takes care of."
+    )
+    infra_retries: NonNegativeInt = Field(
+        default=3,
+        description=(
+            "How often a run that never reached Running is started again after its worker or "
+            "its infrastructure was lost."
+        ),
+    )
+    log_format: Literal["console", "json"] = Field(
+        default="console", description="How workers and beat log: for people, or a JSON line each."
+    )
+    health_host: str = Field(
+        default="127.0.0.1", description="Address on which a worker answers health checks."
+    )
+    health_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of a worker's health checks; none if empty."
+    )
+    on_shutdown: Literal["crash", "reschedule"] = Field(
+        default="crash",
+        description=(
+            "What becomes of a flow that has begun when its worker stops without waiting: Crashed, "
+            "or started again from its beginning."
+        ),
+    )
     grace_seconds: NonNegativeFloat = Field(
         default=30.0, description="Seconds a cancelled run has to end before it is killed."
     )
     prefect_api_url: str = Field(
+        repr=False,  # it may hold a password
         validation_alias=AliasChoices("PREFECT_API_URL", "prefect_api_url"),
         description="Address of the Prefect API.",
     )
@@ -139,6 +168,13 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("it must start with redis://, rediss:// or unix://")
+        try:
+            Redis.from_url(value.get_secret_value())
+        except ValueError:
+            # Its text repeats parts of the URL.
+            raise ValueError(
+                "it is no URL of a Redis; write special characters of a password as %2F and so on"
+            ) from None
         return value
 
 

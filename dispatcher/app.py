@@ -1,0 +1,74 @@
+"""Builds the Celery app and ties the dispatcher to the signals of its processes."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from celery import Celery, signals
+
+from dispatcher import (
+    beats,
+    bootsteps,
+    celeryconfig,
+    logs,
+    messenger,
+    parents,
+    services,
+    settings,
+    tasks,
+)
+
+
+def create_app(options: settings.Settings) -> Celery:
+    """Build the app for one set of settings; connects to nothing yet."""
+    app = Celery("dispatcher", set_as_current=True)
+    app.conf.update(celeryconfig.configuration(options))
+    sender = messenger.CeleryMessenger(app)
+    parts = services.Services(options, sender)
+    tasks.register(app, parts)
+    bootsteps.install(app, parts)
+    logs.install(options.log_format)
+    logs.attach(parts.log_outbox.put)
+    _connect_worker_signals(parts, sender)
+    _connect_beat_signals(parts)
+    return app
+
+
+def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
+    def install_wake_signal(**_: Any) -> None:
+        parts.wakes.install()
+
+    def start_control_work(sender: Any, **_: Any) -> None:
+        if bootsteps.serves_control(sender):
+            for pool in parts.options.work_pools:
+                messages.send_tick(tasks.SYNC, pool)
+                messages.send_tick(tasks.POLL, pool)
+
+    def send_the_last(**_: Any) -> None:
+        parts.event_outbox.close()
+        parts.label_outbox.close()
+        parts.log_outbox.close()
+
+    signals.worker_process_init.connect(install_wake_signal, weak=False)
+    signals.worker_ready.connect(start_control_work, weak=False)
+    signals.worker_process_shutdown.connect(send_the_last, weak=False)
+    signals.worker_shutdown.connect(send_the_last, weak=False)
+
+
+def _connect_beat_signals(parts: services.Services) -> None:
+    host = socket.gethostname()
+    lifetime = max(beats.LIFETIME, 3 * parts.options.cancel_interval)
+
+    def report(**_: Any) -> None:
+        parts.beats.report(host, lifetime_seconds=lifetime)
+
+    def report_beat(**_: Any) -> None:
+        signals.after_task_publish.connect(report, weak=False)
+
+    def die_with_worker(**_: Any) -> None:
+        parents.die_with_parent()
+
+    signals.beat_init.connect(report_beat, weak=False)
+    signals.beat_embedded_init.connect(report_beat, weak=False)
+    signals.beat_embedded_init.connect(die_with_worker, weak=False)

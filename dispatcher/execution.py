@@ -1,0 +1,200 @@
+"""The execute task: holds one claim's lease, runs the job, reports how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from uuid import uuid4
+
+from dispatcher import (
+    claims,
+    errors,
+    jobs,
+    labels,
+    leases,
+    logs,
+    planning,
+    preparation,
+    reporting,
+    stops,
+    ticks,
+    wakeups,
+)
+from dispatcher import events as worker_events
+from dispatcher.api import client, schemas
+from executors import errors as executor_errors
+
+logger = logging.getLogger(__name__)
+
+
+class Execution:
+    """Carries out claims, one call each; what goes wrong with one run harms no other."""
+
+    def __init__(
+        self,
+        *,
+        api: client.PrefectClient,
+        book: claims.Ledger,
+        prepare: preparation.Preparation,
+        reporter: reporting.Reporter,
+        events: worker_events.WorkerEvents,
+        put_labels: Callable[[labels.RunLabels], None],
+        worker_name: str,
+        wakes: wakeups.Wakeups,
+        requests: stops.StopRequests,
+        nudge: Callable[[str], None],
+        lease_seconds: float,
+        grace_seconds: float,
+        reschedule_on_shutdown: bool,
+    ) -> None:
+        self._api = api
+        self._ledger = book
+        self._preparation = prepare
+        self._reporter = reporter
+        self._events = events
+        self._put_labels = put_labels
+        self._worker_name = worker_name
+        self._wakes = wakes
+        self._stops = requests
+        self._nudge = nudge
+        self._lease_seconds = lease_seconds
+        self._grace_seconds = grace_seconds
+        self._reschedule_on_shutdown = reschedule_on_shutdown
+
+    def execute(self, claim: claims.NewClaim, *, worker: str) -> str:
+        """Execute the run of a claim, unless the claim is somebody else's; return what happened.
+
+        ``worker`` is the name of this Celery worker. A duplicate delivery is refused by the
+        ledger and writes nothing anywhere.
+
+        Raises:
+            errors.ApiError: the API could not be asked before a job was started; the claim is
+                left to recovery, which puts the run back.
+            redis.RedisError: the ledger could not be asked; the claim is left to recovery.
+        """
+        lease = self._ledger.acquire(claim, owner=f"{worker}#{uuid4()}")
+        if isinstance(lease, claims.Refusal):
+            logger.info("flow run %s: delivery refused, its claim is %s", claim.flow_run_id, lease)
+            return f"refused: {lease}"
+        job = jobs.Job(
+            grace_seconds=self._grace_seconds,
+            reschedule=self._reschedule_on_shutdown,
+            is_running=lambda: self._reporter.is_running(lease.flow_run_id),
+        )
+        with (
+            logs.bind_run(lease.flow_run_id, lease.claim_id, lease.pool),
+            self._stops.held_back(),
+            self._wakes.open() as wakeup,
+            self._keep(lease, job, wakeup) as keeper,
+        ):
+            outcome = self._carry_out(lease, job, keeper)
+            return self._conclude(lease, outcome)
+
+    def _keep(
+        self, lease: claims.Lease, job: jobs.Job, wakeup: wakeups.Wakeup
+    ) -> leases.LeaseKeeper:
+        return leases.LeaseKeeper(
+            book=self._ledger,
+            lease=lease,
+            lease_seconds=self._lease_seconds,
+            wakeup=wakeup,
+            on_stop=job.stop,
+            may_be_restarted=job.may_be_restarted,
+            stop_requested=lambda: self._stops.requested,
+        )
+
+    def _carry_out(
+        self, lease: claims.Lease, job: jobs.Job, keeper: leases.LeaseKeeper
+    ) -> planning.Outcome:
+        run = self._reporter.read(lease.flow_run_id)
+        decision = planning.decide_start(
+            run.state if run else None,
+            transition_id=lease.transition_id,
+            cancel_requested=lease.cancel_requested,
+        )
+        if run is None or decision is planning.StartDecision.DROP:
+            logger.info("flow run %s is not ours to start any more", lease.flow_run_id)
+            return planning.NOT_STARTED
+        if decision is planning.StartDecision.CANCEL:
+            return planning.CANCELLED_BEFORE_START
+        prepared = self._prepare(run, lease.pool)
+        if isinstance(prepared, planning.Report):
+            return prepared
+        # The last look before user code starts; what comes later reaches the running job.
+        # Without an answer nothing may start, since somebody else may have the lease by now.
+        keeper.look()
+        if job.stop_reason is not None:
+            return planning.plan_unstarted(job.stop_reason)
+        return self._run(job, run, prepared)
+
+    def _prepare(self, run: schemas.FlowRun, pool: str) -> preparation.Prepared | planning.Report:
+        try:
+            return self._preparation.prepare(run, pool)
+        except errors.DeploymentNotFound:
+            return planning.without_deployment(run)
+        except (errors.ObjectNotFound, errors.RequestRefused) as error:
+            return planning.not_submitted(error.detail)
+        except errors.ApiError:
+            raise
+        except executor_errors.ExecutorError as error:
+            return planning.not_submitted(str(error))
+        except Exception as error:
+            # This run's error boundary: a stranger's executor, or a template nobody thought of.
+            logger.exception("flow run %s: its job could not be prepared", run.id)
+            return planning.not_submitted(f"{type(error).__name__}, see the worker's log")
+
+    def _run(
+        self, job: jobs.Job, run: schemas.FlowRun, prepared: preparation.Prepared
+    ) -> planning.Outcome:
+        def note_started(identifier: str) -> None:
+            logger.info("Flow run '%s' submitted to infrastructure '%s'", run.name, identifier)
+            self._note_started(run, prepared, identifier)
+            logger.info("Completed submission of flow run '%s'", run.id)
+
+        logger.info("Worker '%s' submitting flow run '%s'", self._worker_name, run.id)
+        submission = self._events.submitted(prepared.pool, prepared.configuration)
+        try:
+            result = job.run(run, prepared, note_started)
+        except Exception as error:
+            # This run's error boundary: executors are anybody's code.
+            expected = isinstance(error, executor_errors.ExecutorError)
+            logger.error("flow run %s: %s", run.id, error, exc_info=not expected)
+            return planning.plan_failure(
+                error, started=job.identifier is not None, stopped=job.stop_reason
+            )
+        if job.stop_reason is planning.StopReason.CANCEL:
+            submission.cancelled(identifier=result.identifier)
+        submission.executed(identifier=result.identifier, status_code=result.status_code)
+        return planning.Ending(
+            status_code=result.status_code,
+            reported=result.reported_state,
+            stopped=job.stop_reason,
+            explanation=result.explanation,
+            may_restart=self._reschedule_on_shutdown or prepared.infra_retries is not None,
+        )
+
+    def _conclude(self, lease: claims.Lease, outcome: planning.Outcome) -> str:
+        try:
+            said = self._reporter.conclude(lease.flow_run_id, outcome)
+        except errors.ApiError as error:
+            run_id = lease.flow_run_id
+            logger.warning("flow run %s: its end is kept to be reported later: %s", run_id, error)
+            self._ledger.finish(lease, planning.outcome_to_text(outcome))
+            said = "to be reported"
+        else:
+            claim = claims.NewClaim(lease.flow_run_id, lease.claim_id)
+            self._ledger.close(claim, fence=lease.fence)
+        with contextlib.suppress(*ticks.EXPECTED):  # the next tick polls as well
+            self._nudge(lease.pool)
+        return said
+
+    def _note_started(
+        self, run: schemas.FlowRun, prepared: preparation.Prepared, identifier: str
+    ) -> None:
+        self._put_labels(labels.RunLabels(flow_run_id=run.id, labels=prepared.labels))
+        try:
+            self._api.update_infrastructure_pid(run.id, identifier)
+        except errors.ApiError as error:
+            # The run goes on: its holder stops it by other means than the pid on the run.
+            logger.warning("flow run %s: infrastructure pid not noted: %s", run.id, error)

@@ -1,0 +1,3 @@
+"""What the chaos runs execute; found through PYTHONPATH."""
+
+from __future__ import annotations

@@ -1,0 +1,34 @@
+"""What the chaos runs execute in Prefect's own engine."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from tests.chaos.flows import marks
+
+
+@flow
+def works(seconds: float) -> None:
+    """Show for so long that it is executed."""
+    marks.mark("begin")
+    marks.live(seconds)
+    marks.mark("end")
+
+
+@flow
+def works_with_escapee(seconds: float) -> None:
+    """The same, with a process that has left the session."""
+    marks.leave_escapee()
+    works.fn(seconds)
+
+
+@flow(retries=1, retry_delay_seconds=1)
+def works_at_second_try(seconds: float) -> None:
+    """Fails once, and is retried by its own engine."""
+    from prefect import runtime
+
+    marks.mark("begin")
+    marks.live(seconds)
+    if runtime.flow_run.run_count < 2:
+        raise RuntimeError("as the test wants it")
+    marks.mark("end")

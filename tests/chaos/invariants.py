@@ -1,0 +1,116 @@
+"""What must hold for every run, whatever was done to the machinery: pure functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from dispatcher.api import schemas
+from tests.chaos import records
+
+State = schemas.StateType
+
+# Between a signal, its effect, and the mark that shows it.
+TOLERANCE_SECONDS = 0.5
+
+# Someone has to take care of a run in one of these states.
+OWNED = frozenset({State.PENDING, State.RUNNING, State.CANCELLING})
+
+Invariant = Callable[[records.Record], Iterator[str]]
+
+
+def is_over(record: records.Record) -> Iterator[str]:
+    """Nothing is left Scheduled, Pending, Running or Cancelling."""
+    if record.history and not record.history[-1].is_terminal:
+        yield f"it stays {record.history[-1].name}"
+
+
+def never_overlaps(record: records.Record) -> Iterator[str]:
+    """No two executions at the same time."""
+    for earlier, later in itertools.pairwise(sorted(record.executions, key=lambda it: it.began)):
+        if later.began < earlier.last:
+            overlap = earlier.last - later.began
+            yield f"processes {earlier.pid} and {later.pid} overlap by {overlap:.2f} s"
+
+
+def begins_once_unless_opted_in(record: records.Record) -> Iterator[str]:
+    """A flow that has begun is not started again, unless that is wanted."""
+    begun = [execution.pid for execution in record.executions if execution.has("begin")]
+    if len(begun) > 1 and not record.opted_in:
+        yield f"it began {len(begun)} times, in {begun}"
+
+
+def keeps_its_end(record: records.Record) -> Iterator[str]:
+    """A final state stays; a Crashed of an engine's own may become the Cancelled that was asked."""
+    for earlier, later in itertools.pairwise(record.history):
+        if not earlier.is_terminal or earlier.is_cancelling or later.type is earlier.type:
+            continue
+        yield f"{earlier.type} became {later.type}"
+
+
+def is_cancelled_if_asked(record: records.Record) -> Iterator[str]:
+    """After Cancelling comes Cancelled and nothing else, and no execution goes on."""
+    asked = [index for index, state in enumerate(record.history) if state.is_cancelling]
+    if not asked:
+        return
+    after = {state.type for state in record.history[asked[0] :]}
+    if extra := after - {State.CANCELLING, State.CANCELLED}:
+        yield f"after Cancelling it was {', '.join(sorted(extra))}"
+    ended = record.history[-1].timestamp
+    assert ended is not None
+    for execution in record.executions:
+        late = execution.marks[-1].at - ended.timestamp()
+        if record.history[-1].type is State.CANCELLED and late > TOLERANCE_SECONDS:
+            yield f"process {execution.pid} lived for {late:.2f} s after Cancelled"
+
+
+def tells_the_truth(record: records.Record) -> Iterator[str]:
+    """What is Completed was executed to its end; what reported its end keeps it."""
+    executions = record.executions
+    if record.final == State.COMPLETED and not any(each.has("end") for each in executions):
+        yield "it is Completed but was not executed to its end"
+    for end in (State.COMPLETED, State.FAILED):
+        reported = any(each.has("reported", end, "ACCEPT") for each in executions)
+        if reported and record.history and record.final != end:
+            yield f"the server took {end} and has {record.final}"
+
+
+INVARIANTS: tuple[Invariant, ...] = (
+    is_over,
+    never_overlaps,
+    begins_once_unless_opted_in,
+    keeps_its_end,
+    is_cancelled_if_asked,
+    tells_the_truth,
+)
+
+
+def ends_as_it_should(record: records.Record) -> Iterator[str]:
+    """What nobody has killed does not crash. Not for runs whose worker was hit."""
+    if record.history and record.ends not in ("", record.final):
+        yield f"it should be {record.ends}"
+
+
+def silences(record: records.Record) -> Iterator[tuple[State, float]]:
+    """How long a run was in a state without any sign of life, until the next state came."""
+    marks = [mark.at for execution in record.executions for mark in execution.marks]
+    for earlier, later in itertools.pairwise(record.history):
+        if earlier.type not in OWNED or earlier.timestamp is None or later.timestamp is None:
+            continue
+        end = later.timestamp.timestamp()
+        signs = [earlier.timestamp.timestamp(), *(mark for mark in marks if mark < end)]
+        yield earlier.type, end - max(signs)
+
+
+def violations(found: Iterable[records.Record], *, gentle: bool) -> list[str]:
+    """Every violation, with all that is known of its run.
+
+    ``gentle``: nothing was killed that executes a run.
+    """
+    invariants = (*INVARIANTS, ends_as_it_should) if gentle else INVARIANTS
+    return [
+        f"{problem}: {record}"
+        for record in found
+        for invariant in invariants
+        for problem in invariant(record)
+    ]

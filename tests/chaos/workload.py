@@ -1,0 +1,264 @@
+"""The runs: every kind that can be told apart by how it ends, submitted and cancelled all along."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from dispatcher import errors
+from dispatcher.api import retry, schemas
+from dispatcher.testing import prefect_objects
+from tests.chaos import records
+from tests.chaos import world as worlds
+
+FLOWS = Path(__file__).parent / "flows"
+ENGINE = FLOWS / "engine.py"
+ROOT = Path(__file__).parents[2]
+
+# Who waits for a server that is away does not see to the other runs.
+HASTY = retry.RetryPolicy(max_attempts=3, budget_seconds=3.0)
+LOOK_SECONDS = 0.5
+REST_SECONDS = 1.0  # after a request that failed
+
+Interference = Literal["cancel-running", "cancel-soon", "delete-running"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of run, and how often it comes in comparison.
+
+    ``arguments`` are the stand-in engine's; with ``flow`` it is Prefect's own.
+    """
+
+    name: str
+    weight: int
+    arguments: str = ""
+    flow: str = ""
+    seconds: float = 0.0
+    infra_retries: int | None = None
+    concurrency_limit: int | None = None
+    interference: Interference | None = None
+
+    @property
+    def leaves_escapee(self) -> bool:
+        """Whether its flow starts a process that leaves the session."""
+        return "escapee" in self.arguments + self.flow
+
+    @property
+    def ends(self) -> str:
+        """The type of the state that it ends in unless it is hit; empty if that is open."""
+        if self.interference is not None:
+            return ""
+        if "--end" not in self.arguments:
+            return "COMPLETED"
+        return "FAILED" if "failed" in self.arguments else "CRASHED"
+
+
+KINDS = (
+    Kind("short", 10),
+    Kind("long", 5, "--seconds 12"),
+    Kind("long, opted in", 5, "--seconds 8", infra_retries=3),
+    Kind("fails", 3, "--end failed"),
+    Kind("exits", 2, "--end exit"),
+    Kind("kills itself", 2, "--end kill --escapee"),
+    Kind("cannot start", 1, "--end unstartable"),
+    Kind("limited", 4, "--seconds 2", concurrency_limit=2),
+    Kind("limited, opted in", 2, "--seconds 4", concurrency_limit=1, infra_retries=3),
+    Kind("cancelled", 4, "--seconds 60", interference="cancel-running"),
+    Kind("cancelled with escapee", 4, "--seconds 60 --escapee", interference="cancel-running"),
+    Kind("cancelled, stubborn", 3, "--seconds 60 --stubborn", interference="cancel-running"),
+    Kind("cancelled soon", 5, "--seconds 5", interference="cancel-soon"),
+    Kind(
+        "cancelled, opted in",
+        3,
+        "--seconds 60",
+        infra_retries=3,
+        interference="cancel-running",
+    ),
+    Kind("deleted", 2, "--seconds 60", interference="delete-running"),
+    Kind("flow", 2, flow="works", seconds=0.5),
+    Kind("flow, opted in", 1, flow="works", seconds=4.0, infra_retries=3),
+    Kind("flow, retried", 1, flow="works_at_second_try", seconds=0.5),
+    Kind("flow, cancelled", 2, flow="works", seconds=60.0, interference="cancel-running"),
+    Kind(
+        "flow, cancelled with escapee",
+        1,
+        flow="works_with_escapee",
+        seconds=60.0,
+        interference="cancel-running",
+    ),
+)
+# Of these there is one at a time, since they cost seconds of CPU each.
+ENGINES_AT_ONCE = 1
+
+
+@dataclass
+class Submitted:
+    """A run that is not over, and when it is to be interfered with."""
+
+    run_id: UUID
+    kind: Kind
+    due: float | None
+
+
+class Workload:
+    """Keeps a number of runs going, from a thread of its own.
+
+    ``again_after_shutdown``: workers that are told to stop put back what has begun.
+    """
+
+    def __init__(
+        self,
+        world: worlds.World,
+        *,
+        seed: int,
+        at_once: int,
+        again_after_shutdown: bool,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._world = world
+        self._dice = random.Random(f"runs {seed}")
+        self._at_once = at_once
+        self._again = again_after_shutdown
+        self._monotonic = monotonic
+        # What has left its session can be killed on its own host alone.
+        self._kinds = [kind for kind in KINDS if not (world.hosts and kind.leaves_escapee)]
+        self._deployments: dict[str, schemas.Deployment] = {}
+        self._open: dict[UUID, Submitted] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="workload")
+        self.deleted: dict[UUID, Kind] = {}
+        self.interferences = 0
+
+    def __enter__(self) -> Workload:
+        for kind in self._kinds:
+            self._deployments[kind.name] = self._deploy(kind)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.submit_no_more()
+        self._stopping.set()
+        self._thread.join()
+
+    def submit_no_more(self) -> None:
+        """From now on only what is there is looked after."""
+        self._at_once = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every run has ended, as far as was seen."""
+        return not self._open
+
+    def results(self) -> list[records.Record]:
+        """All that is known of every run, also of those whose submission was not answered."""
+        kinds = {deployment.id: name for name, deployment in self._deployments.items()}
+        by_name = {kind.name: kind for kind in KINDS}
+        found = []
+        for run in self._all_runs():
+            assert run.deployment_id is not None
+            kind = by_name[kinds[run.deployment_id]]
+            found.append(self._record(run.id, kind, self._world.objects.states(run.id)))
+        return found + [self._record(run_id, kind, []) for run_id, kind in self.deleted.items()]
+
+    def _record(self, run_id: UUID, kind: Kind, history: list[schemas.State]) -> records.Record:
+        return records.Record(
+            run_id=run_id,
+            kind=kind.name,
+            ends=kind.ends,
+            opted_in=self._again or kind.infra_retries is not None,
+            history=tuple(history),
+            executions=records.read_executions(self._world.marks / str(run_id)),
+        )
+
+    def _all_runs(self) -> Iterator[schemas.FlowRun]:
+        wanted = schemas.FlowRunFilter(work_pool_names=[self._world.stack.pool])
+        offset = 0
+        while page := self._world.objects.client.read_flow_runs(wanted, offset=offset):
+            yield from page
+            offset += len(page)
+
+    def _deploy(self, kind: Kind) -> schemas.Deployment:
+        environment = {worlds.MARKS_VARIABLE: str(self._world.marks), "PYTHONPATH": str(ROOT)}
+        variables: dict[str, Any] = {"env": environment}
+        if not kind.flow:
+            command = shlex.join([sys.executable, "-S", str(ENGINE)])
+            known = "" if "--stubborn" in kind.arguments else "--as prefect.engine"
+            variables["command"] = f"{command} {known} {kind.arguments}"
+        if kind.infra_retries is not None:
+            variables["infra_retries"] = kind.infra_retries
+        values: dict[str, Any] = {"path": str(FLOWS), "job_variables": variables}
+        if kind.concurrency_limit is not None:
+            values["concurrency_limit"] = kind.concurrency_limit
+        return self._world.stack.deployment(kind.flow, file="sample.py", **values)
+
+    # The thread
+
+    def _loop(self) -> None:
+        with self._world.new_objects(HASTY) as objects:
+            while not self._stopping.is_set():
+                pause = LOOK_SECONDS
+                try:
+                    self._look(objects)
+                except errors.ApiError:
+                    pause = REST_SECONDS
+                self._stopping.wait(pause)
+
+    def _look(self, objects: prefect_objects.PrefectObjects) -> None:
+        self._forget_ended(objects)
+        for submitted in list(self._open.values()):
+            self._interfere(objects, submitted)
+        while len(self._open) < self._at_once:
+            self._submit(objects)
+
+    def _forget_ended(self, objects: prefect_objects.PrefectObjects) -> None:
+        if not self._open:
+            return
+        runs = objects.client.read_flow_runs(schemas.FlowRunFilter(ids=list(self._open)))
+        for run in runs:
+            if run.state is not None and run.state.is_terminal and not run.state.is_cancelling:
+                self._open.pop(run.id)
+
+    def _submit(self, objects: prefect_objects.PrefectObjects) -> None:
+        busy = sum(bool(each.kind.flow) for each in self._open.values()) >= ENGINES_AT_ONCE
+        kinds = [kind for kind in self._kinds if not (busy and kind.flow)]
+        [kind] = self._dice.choices(kinds, [kind.weight for kind in kinds])
+        parameters = {"seconds": kind.seconds} if kind.flow else {}
+        due = None
+        if kind.interference == "cancel-soon":
+            due = self._monotonic() + self._dice.uniform(0.0, 4.0)
+        run = objects.run(self._deployments[kind.name], parameters=parameters)
+        self._open[run.id] = Submitted(run.id, kind, due)
+
+    def _interfere(self, objects: prefect_objects.PrefectObjects, submitted: Submitted) -> None:
+        kind = submitted.kind
+        if kind.interference is None:
+            return
+        if submitted.due is None:
+            if (self._world.marks / str(submitted.run_id)).exists():
+                submitted.due = self._monotonic() + self._dice.uniform(0.0, 3.0)
+        elif self._monotonic() > submitted.due:
+            self._cancel_or_delete(objects, submitted)
+
+    def _cancel_or_delete(
+        self, objects: prefect_objects.PrefectObjects, submitted: Submitted
+    ) -> None:
+        # Repeated if the answer is lost, and if the run is put back meanwhile.
+        submitted.due = self._monotonic() + 10.0
+        self.interferences += 1
+        if submitted.kind.interference != "delete-running":
+            objects.propose(submitted.run_id, schemas.StateType.CANCELLING)
+            return
+        with contextlib.suppress(errors.ObjectNotFound):
+            objects.delete_run(submitted.run_id)
+        self.deleted[submitted.run_id] = submitted.kind
+        self._open.pop(submitted.run_id)

@@ -1,0 +1,197 @@
+"""The machinery under fire: a Prefect server, Valkey, Celery workers and beats, each killable."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from dispatcher import tasks
+from dispatcher.api import client, retry, transport
+from dispatcher.testing import prefect_objects
+from tests import faulty_proxy, redis_server, stack
+from tests import prefect_server as prefect_servers
+
+# Everything at short intervals, so that what has to be waited for is soon over.
+LEASE_SECONDS = 5.0
+GRACE_SECONDS = 3.0
+SETTINGS = {
+    "DISPATCHER_POLL_INTERVAL": "1",
+    "DISPATCHER_CANCEL_INTERVAL": "0.5",
+    "DISPATCHER_RECOVER_INTERVAL": "1",
+    "DISPATCHER_LEASE_SECONDS": str(LEASE_SECONDS),
+    "DISPATCHER_GRACE_SECONDS": str(GRACE_SECONDS),
+}
+# Runs that wait for a deployment's concurrency slot look for it again after so many seconds.
+SLOT_WAIT_SECONDS = 3
+
+HOSTS = Path(__file__).parent / "hosts"
+
+# In the environment of every process of every job.
+MARKS_VARIABLE = "CHAOS_MARKS"
+
+
+class KeepingRedis(redis_server.RedisServer):
+    """A Valkey server whose data outlive it."""
+
+    def _command(self) -> list[str]:
+        return [*super()._command(), "--appendonly", "yes", "--dir", str(self.directory)]
+
+
+@dataclass
+class Position:
+    """A place of the fleet that is always filled again; ``busy`` while a fault is at work on it."""
+
+    name: str
+    arguments: tuple[str, ...]
+    is_worker: bool
+    incarnations: list[stack.CeleryProcess] = field(default_factory=list)
+    busy: bool = False
+
+    @property
+    def process(self) -> stack.CeleryProcess:
+        """Who fills it now."""
+        return self.incarnations[-1]
+
+    def pool_children(self) -> list[psutil.Process]:
+        """The worker's processes that execute tasks."""
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(self.process.pid).children()
+        return []
+
+    def tree(self, *, jobs: bool) -> list[psutil.Process]:
+        """The worker and its pool, with all that they have started or without."""
+        try:
+            main = psutil.Process(self.process.pid)
+            return [main, *main.children(recursive=jobs)]
+        except psutil.Error:
+            return []
+
+
+class World:
+    """Starts everything; a context manager that ends it all and finds what is left behind.
+
+    The dispatcher speaks to Prefect through a proxy that can fail; its jobs do so directly. With
+    ``hosts`` each worker believes to be on a host of its own.
+    """
+
+    def __init__(
+        self, directory: Path, cache: Path, *, workers: int, on_shutdown: str, hosts: bool
+    ) -> None:
+        self.directory = directory
+        self.hosts = hosts
+        self.marks = directory / "marks"
+        self.marks.mkdir()
+        self._settings = {**SETTINGS, "DISPATCHER_ON_SHUTDOWN": on_shutdown}
+        self._cache = cache
+        self._exit = contextlib.ExitStack()
+        self.positions = [
+            self._worker("control", "-Q", tasks.CONTROL_QUEUE, "--concurrency", "2"),
+            self._worker("both", "--concurrency", "6"),
+            *(
+                self._worker(f"runs-{number}", "-Q", tasks.RUNS_QUEUE, "--concurrency", "5")
+                for number in range(1, workers - 1)
+            ),
+            Position("beat-1", ("beat",), is_worker=False),
+            Position("beat-2", ("beat",), is_worker=False),
+        ]
+        self.redis_busy = False
+        self.prefect_busy = False
+
+    @staticmethod
+    def _worker(name: str, *options: str) -> Position:
+        return Position(name, ("worker", *options), is_worker=True)
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as exits:
+            (self.directory / "redis").mkdir()
+            self.redis = exits.enter_context(KeepingRedis(self.directory / "redis"))
+            self.prefect = exits.enter_context(self._new_prefect())
+            self.proxy = exits.enter_context(faulty_proxy.FaultyProxy(self.prefect.api_url))
+            self.objects = exits.enter_context(self.new_objects(retry.RetryPolicy()))
+            self.stack = stack.Stack(self._site(), api_url=self.proxy.api_url, **self._settings)
+            exits.callback(self.stack.stop)
+            for position in self.positions:
+                self.fill(position)
+            self.stack.wait_until_served(self.stack.pool)
+            self._exit = exits.pop_all()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._exit.close()
+
+    @contextlib.contextmanager
+    def new_objects(self, policy: retry.RetryPolicy) -> Iterator[prefect_objects.PrefectObjects]:
+        """A client that asks the server directly."""
+        connection = transport.Transport(
+            self.prefect.api_url, timeout_seconds=20.0, retry_policy=policy
+        )
+        yield prefect_objects.PrefectObjects(client.PrefectClient(connection))
+        connection.close()
+
+    def fill(self, position: Position) -> None:
+        """Start a position's process, without waiting for it. To be called by one thread alone."""
+        arguments = [*position.arguments, "--loglevel", "INFO"]
+        if position.is_worker:
+            arguments += ["--hostname", self.stack.node(position.name)]
+        else:
+            arguments += ["--schedule", str(self.directory / f"{position.name}-schedule")]
+        environment = dict(self.stack.environment)
+        if self.hosts and position.is_worker:
+            environment |= {"CHAOS_HOST": f"host-{position.name}", "PYTHONPATH": str(HOSTS)}
+        name = f"{position.name}.{len(position.incarnations)}"
+        process = stack.CeleryProcess(name, arguments, environment, self.stack.directory)
+        self.stack.processes.append(process)
+        position.incarnations.append(process)
+
+    def refill(self, position: Position) -> None:
+        """Start a position's process again, unless it lives."""
+        if not position.process.is_running:
+            self.fill(position)
+
+    @property
+    def workers(self) -> list[Position]:
+        """The workers' positions."""
+        return [position for position in self.positions if position.is_worker]
+
+    def job_processes(self) -> list[psutil.Process]:
+        """Every process of every job that is alive."""
+        return [process for process in psutil.process_iter() if self._is_of_job(process)]
+
+    def _is_of_job(self, process: psutil.Process) -> bool:
+        try:
+            return (
+                process.environ().get(MARKS_VARIABLE) == str(self.marks)
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.Error:
+            return False
+
+    def _new_prefect(self) -> prefect_servers.PrefectServer:
+        wait = str(SLOT_WAIT_SECONDS)
+        return prefect_servers.PrefectServer(
+            self.directory / "prefect",
+            cache=self._cache,
+            environment={"PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": wait},
+        )
+
+    def _site(self) -> stack.Site:
+        return stack.Site(
+            directory=self.directory,
+            bytecode=self._cache / "pycache",
+            api_url=self.prefect.api_url,
+            new_redis_url=self.redis.new_url,
+            objects=self.objects,
+        )
+
+
+def signal_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to every process that is still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
