@@ -1,0 +1,54 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv, nothing into the system.
+#
+#   make demo     run a dozen sample flows on a stack of its own
+#   make test     run the tests (make test ARGS="tests/unit -k ledger")
+#   make cover    prove that the decisions are tested to the last branch
+#   make check    lint, check the format and the types
+#   make clean    remove .venv and what the tools have left
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# So that the first flow run does not have to compile Prefect.
+export UV_COMPILE_BYTECODE ?= 1
+
+.PHONY: demo test cover check venv clean
+
+demo: venv
+	$(BIN)/dispatcher demo $(ARGS)
+
+# The tests mostly wait, so three at a time; those that count on a quiet machine come after.
+test: venv
+ifdef ARGS
+	$(BIN)/pytest $(ARGS)
+else
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos
+	$(BIN)/pytest tests/chaos
+endif
+
+# What decides must be tested to the last branch.
+cover: venv
+	$(BIN)/coverage run -m pytest -q tests/unit/test_templates.py tests/unit/test_planning_*.py
+	$(BIN)/coverage report --include='dispatcher/planning/*,executors/templates.py' --fail-under=100
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing everything into $(VENV), about a minute; nothing outside it changes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable . --group dev
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

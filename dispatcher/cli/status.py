@@ -1,0 +1,153 @@
+"""``dispatcher status``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import click
+from rich import box as boxes
+from rich import console as consoles
+from rich import table as tables
+from rich.markup import escape
+
+from dispatcher import connections, health, settings, status
+from dispatcher.api import retry
+
+REDIS_TIMEOUT = 2.0  # seconds
+API_TIMEOUT = 5.0  # seconds
+# A server on SQLite refuses a request now and then; one that is away should not be waited for.
+RETRIES = retry.RetryPolicy(max_attempts=3, budget_seconds=API_TIMEOUT)
+
+COLOURS = {"READY": "green", "NOT_READY": "red", "PAUSED": "yellow"}
+UNKNOWN = "?"
+
+
+@click.command
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people or one JSON object for scripts.",
+)
+def command(output: str) -> None:
+    """Show the work pools, workers, slots and claims of the fleet.
+
+    Exits with 1 if Redis, the Prefect API, a work pool, a work queue or every worker is missing;
+    what is there is shown all the same.
+
+    The JSON object has these keys, whose values are null where the part that knows them does not
+    answer. More keys may be added.
+
+    \b
+    pools           list of name, type, status (READY, NOT_READY, PAUSED),
+                    last_poll_seconds (null also before the first poll),
+                    work_queues (list of name, priority, status)
+    workers         list of name, pid, version, serves_control, slots, used, free
+    slots           total, free
+    claims          number of open claims by stage, such as opened, pending, held
+    oldest_waiting  null if none, else flow_run_id, name, pool, seconds,
+                    waits_for ("a claim" or "a worker")
+    problems        list of sentences, empty if all is well
+    """  # noqa: D301 - the escape is click's
+    found = read(settings.load())
+    if output == "json":
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        console = consoles.Console(highlight=False)
+        for each in render(found):
+            console.print(each, soft_wrap=isinstance(each, str))
+    raise SystemExit(1 if found.problems else 0)
+
+
+def read(options: settings.Settings) -> status.Status:
+    """Ask the Redis and the Prefect API of the settings, waiting for each some seconds at most."""
+    api = connections.connect_api(options, timeout_seconds=API_TIMEOUT, retry_policy=RETRIES)
+    with health.connect(options.redis_url.get_secret_value(), REDIS_TIMEOUT) as redis:
+        found = status.get_status(
+            api=api,
+            redis=redis,
+            pools=options.work_pools,
+            work_queues=options.work_queues,
+        )
+    api.transport.close()
+    return found
+
+
+def render(found: status.Status) -> Iterator[tables.Table | str]:
+    """Return what to print, part by part."""
+    yield pools_table(found.pools)
+    yield workers_table(found.workers or ())
+    yield slots_line(found)
+    if found.oldest_waiting is not None:
+        yield waiting_line(found.oldest_waiting)
+    for problem in found.problems:
+        yield f"[red]{escape(problem)}[/]"
+
+
+def pools_table(pools: tuple[status.WorkPoolStatus, ...]) -> tables.Table:
+    """Name, type and status of every pool, and when it was polled."""
+    table = tables.Table("Work pool", "Type", "Status", "Last poll", "Queues", box=boxes.SIMPLE)
+    for pool in pools:
+        table.add_row(
+            escape(pool.name),
+            escape(pool.type or UNKNOWN),
+            coloured(pool.status),
+            "" if pool.last_poll_seconds is None else f"{in_words(pool.last_poll_seconds)} ago",
+            UNKNOWN if pool.work_queues is None else queues(pool.work_queues),
+        )
+    return table
+
+
+def workers_table(workers: tuple[status.WorkerStatus, ...]) -> tables.Table:
+    """Every worker and its slots."""
+    table = tables.Table("Worker", "Serves", box=boxes.SIMPLE)
+    for name in ("Slots", "Used", "Free"):
+        table.add_column(name, justify="right")
+    for worker in workers:
+        serves = [
+            *(["control"] if worker.serves_control else []),
+            *(["runs"] if worker.slots else []),
+        ]
+        numbers = (worker.slots, worker.used, worker.free)
+        table.add_row(escape(worker.name), ", ".join(serves), *map(str, numbers))
+    return table
+
+
+def slots_line(found: status.Status) -> str:
+    """The sums over all workers and claims."""
+    if found.claims is None:
+        return f"Slots: {UNKNOWN}  Claims: {UNKNOWN}"
+    claims = ", ".join(f"{count} {stage}" for stage, count in found.claims.items())
+    return f"Slots: {found.free_slots} of {found.slots} free  Claims: {claims}"
+
+
+def waiting_line(run: status.WaitingRun) -> str:
+    """The run that waits longest."""
+    name = f"{run.name} ({run.flow_run_id})" if run.name else str(run.flow_run_id)
+    pool = f" of {run.pool}" if run.pool else ""
+    return escape(f"Waits longest: {name}{pool}, {in_words(run.seconds)} for {run.waits_for}")
+
+
+def queues(found: tuple[status.WorkQueueStatus, ...]) -> str:
+    """The names of the queues; the status of those that cannot give work."""
+    return ", ".join(
+        escape(queue.name) + (f" ({coloured('PAUSED')})" if queue.status == "PAUSED" else "")
+        for queue in found
+    )
+
+
+def coloured(pool_status: str | None) -> str:
+    """Return a status in its colour."""
+    if pool_status is None:
+        return UNKNOWN
+    return f"[{COLOURS.get(pool_status, 'default')}]{pool_status}[/]"
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as people say it."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
