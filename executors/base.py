@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,6 +32,19 @@ class ExecutorResult:
     status_code: int
     reported_state: schemas.StateType | None = None
     explanation: str | None = None
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What a worker's settings say about how jobs are started on its node.
+
+    ``start`` is ``auto``, ``warm`` or ``cold``, ``preload`` names modules that jobs shall find
+    imported; ``eager`` says that there will be jobs of this type.
+    """
+
+    start: str = "auto"
+    preload: tuple[str, ...] = ()
+    eager: bool = True
 
 
 class BaseExecutor(abc.ABC):
@@ -76,6 +90,19 @@ class BaseExecutor(abc.ABC):
             "variables": configurations.variables_schema(model),
         }
 
+    @classmethod
+    def node_services(
+        cls,
+        options: NodeOptions,  # noqa: ARG003 - for executors that have such services
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return what has to be there on a worker's node while it executes runs; here nothing.
+
+        Entered once in the main process of a worker, before its pool is started, and left when
+        the pool has ended. Instances in pool children may find it by environment variables whose
+        names begin with ``DISPATCHER_``, which a job never gets.
+        """
+        return contextlib.nullcontext()
+
     @abc.abstractmethod
     def run(
         self,
@@ -85,9 +112,44 @@ class BaseExecutor(abc.ABC):
     ) -> ExecutorResult:
         """Start the job, call ``started(infrastructure_pid)`` once it exists, wait for its end.
 
+        Only if the job is lost before its flow has begun, and another takes its place, is
+        ``started`` called again.
+
         ``configuration`` is a prepared instance of ``job_configuration``. What ``started``
         raises means that the job must not go on: it is stopped and the error passed on.
         """
+
+    def find_infrastructure(
+        self,
+        flow_run: schemas.FlowRun,  # noqa: ARG002 - here a job ends with its worker
+        configuration: Any,  # noqa: ARG002
+    ) -> str | None:
+        """Return the infrastructure pid of a run's job that has outlived its worker, if it has.
+
+        For executors whose jobs do so, and which can :meth:`adopt` them. Raises
+        :class:`~executors.errors.InfrastructureNotAvailable` if that cannot be told from here.
+        """
+        return None
+
+    def adopt(
+        self,
+        infrastructure_pid: str,
+        configuration: Any,
+        started: Callable[[str], None],
+    ) -> ExecutorResult:
+        """Follow a job that another worker has started to its end, as :meth:`run` does its own.
+
+        Raises :class:`~executors.errors.InfrastructureNotFound` if it is gone.
+        """
+        raise NotImplementedError(
+            f"the {self.type} executor cannot adopt the job {infrastructure_pid}"
+        )
+
+    def release(self, infrastructure_pid: str) -> None:
+        """Have :meth:`run` or :meth:`adopt` return now; another worker has adopted the job."""
+        raise NotImplementedError(
+            f"the {self.type} executor cannot leave the job {infrastructure_pid} to others"
+        )
 
     def interrupt_infrastructure(
         self,

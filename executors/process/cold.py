@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ TRAMPOLINE = Path(__file__).with_name("trampoline.py")
 
 class ColdProcess:
     """A started program. Whoever waits for it must reap it, once."""
+
+    lost = False
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.pid = popen.pid
@@ -43,7 +44,7 @@ def start(launch: launching.Launch) -> ColdProcess:
     The process has its own session, a clean signal state, no input and no descriptors but 1 and
     2; on Linux it is killed with the thread that calls this, which therefore must outlive it.
     """
-    check_startable(launch)
+    launching.check_startable(launch)
     output = None if launch.stream_output else subprocess.DEVNULL
     try:
         popen = subprocess.Popen(
@@ -60,30 +61,6 @@ def start(launch: launching.Launch) -> ColdProcess:
             f"The job's command {launch.argv[0]!r} could not be started: {reason_of(error)}."
         ) from None
     return ColdProcess(popen)
-
-
-def check_startable(launch: launching.Launch) -> None:
-    """Find out now what else would be known only from the exit status. Raises LaunchError."""
-    if not launch.directory.is_dir():
-        raise errors.LaunchError(
-            f"The job's working directory {str(launch.directory)!r} does not exist on this host."
-        )
-    name = launch.argv[0]
-    if "/" in name:
-        check_executable(launch.directory / name, name)
-    elif shutil.which(name, path=launch.environment.get("PATH", os.defpath)) is None:
-        raise errors.LaunchError(
-            f"The job's command {name!r} was not found on this host "
-            "(the PATH of the job's environment was searched)."
-        )
-
-
-def check_executable(program: Path, name: str) -> None:
-    """Raise LaunchError unless the program is there and may be run."""
-    if not program.is_file():
-        raise errors.LaunchError(f"The job's command {name!r} does not exist on this host.")
-    if not os.access(program, os.X_OK):
-        raise errors.LaunchError(f"The job's command {name!r} is not executable.")
 
 
 def reason_of(error: OSError | ValueError) -> str:

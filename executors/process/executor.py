@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import uuid
@@ -11,9 +12,20 @@ from pathlib import Path
 
 from dispatcher.api import schemas
 from executors import base, errors
-from executors.process import cold, control, directory, exit_codes, jobs, strangers
 from executors.process import configuration as configurations
+from executors.process import (
+    control,
+    directory,
+    exit_codes,
+    jobs,
+    modes,
+    nursery,
+    starting,
+    strangers,
+)
 from executors.process import launch as launching
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessExecutor(base.BaseExecutor):
@@ -29,8 +41,9 @@ class ProcessExecutor(base.BaseExecutor):
     _description = "Runs each flow run as a process on the host of the Celery worker."
     _documentation_url = "https://docs.prefect.io/v3/concepts/workers"
 
-    def __init__(self) -> None:
+    def __init__(self, starts: starting.Starts | None = None) -> None:
         self._host = socket.gethostname()
+        self._starts = starts or starting.Starts()
         self._jobs: dict[str, jobs.Job] = {}
 
     def run(
@@ -41,18 +54,42 @@ class ProcessExecutor(base.BaseExecutor):
     ) -> base.ExecutorResult:
         """Execute a run's job and wait for its end.
 
-        ``started`` gets ``<host>:<pid>``, as Prefect's process worker writes it. After a stop,
-        too, this returns normally; an engine that was cancelled reports no state, so that the
-        run has to be read. Raises LaunchError if the job could not be started.
+        ``started`` gets ``<host>:<pid>``, as Prefect's process worker writes it; once more if a
+        warm job is lost with its fork server before its flow has begun, which is then started
+        cold. After a stop, too, this returns normally; an engine that was cancelled reports no
+        state, so that the run has to be read. Raises LaunchError if the job could not be started.
         """
+        result = self._execute(configuration, started, configuration.start)
+        if result is None:
+            logger.warning("A fork server died under a job that had not begun: it is started cold")
+            result = self._execute(configuration, started, "cold")
+        assert result is not None  # a cold job is never lost
+        return result
+
+    def _execute(
+        self,
+        configuration: configurations.ProcessJobConfiguration,
+        started: Callable[[str], None],
+        mode: modes.Mode | None,
+    ) -> base.ExecutorResult | None:
+        """Execute a job once; ``None`` if it is to be replaced by another."""
         with directory.working_directory(configuration.working_dir) as path:
             connection = open_control()
-            with connection, self._job(configuration, path, connection) as (identifier, job):
+            with connection, self._job(configuration, path, connection, mode) as (identifier, job):
                 started(identifier)
                 status = job.wait()
+        if job.is_to_be_replaced:
+            return None
         return base.ExecutorResult(
             identifier, status, connection.reported_state, exit_codes.explain(status)
         )
+
+    @classmethod
+    @contextlib.contextmanager
+    def node_services(cls, options: base.NodeOptions) -> Iterator[None]:
+        """Keep fork servers for the jobs of this worker; they are Linux's alone."""
+        with nursery.serving(options):
+            yield
 
     def has_begun(self, infrastructure_pid: str) -> bool:
         """Whether the job's engine has connected, which it does when its flow begins."""
@@ -115,17 +152,20 @@ class ProcessExecutor(base.BaseExecutor):
         configuration: configurations.ProcessJobConfiguration,
         path: Path,
         connection: control.ControlSocket,
+        mode: modes.Mode | None,
     ) -> Iterator[tuple[str, jobs.Job]]:
         """Start the job and know it by its pid for as long as it lives."""
         launch = build_launch(configuration, path, connection)
-        job = jobs.Job(launch, cold.start(launch), connection)
-        identifier = f"{self._host}:{job.pid}"
-        self._jobs[identifier] = job
-        try:
-            yield identifier, job
-        finally:
-            job.end()
-            del self._jobs[identifier]
+        fresh = configuration.working_dir is None
+        with self._starts.started(launch, mode, fresh_directory=fresh) as process:
+            job = jobs.Job(launch, process, connection)
+            identifier = f"{self._host}:{job.pid}"
+            self._jobs[identifier] = job
+            try:
+                yield identifier, job
+            finally:
+                job.end()
+                del self._jobs[identifier]
 
 
 def build_launch(

@@ -25,6 +25,8 @@ class Process(Protocol):
     """The first process of a job, leader of a session of its own, however it was started."""
 
     pid: int
+    lost: bool
+    """Whether it ended only because what had started it died."""
 
     def wait(self) -> int:
         """Wait for the end without reaping; the exit status, negative for a signal."""
@@ -81,6 +83,11 @@ class Job:
     def engine_seen(self) -> bool:
         """Whether an engine has connected, which it does when its flow begins."""
         return self._control.engine_seen
+
+    @property
+    def is_to_be_replaced(self) -> bool:
+        """Whether the job was lost before its flow began, through no fault or wish of anybody's."""
+        return self._process.lost and not self._stop_asked and not self._control.engine_seen
 
     def stop(self, grace_seconds: float, ending: Ending = "cancel") -> None:
         """Have the job end politely, kill it after the grace; return when nothing is left of it.

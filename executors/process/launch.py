@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from executors import errors
 from executors.process import configuration as configurations
-from executors.process import protocol
+from executors.process import marks, protocol
 
-# Marks every process of one launch, also those that left its session.
-JOB_ID_VARIABLE = "DISPATCHER_JOB_ID"
+JOB_ID_VARIABLE = marks.JOB_ID_VARIABLE
 
 # What is set for the dispatcher itself: broker and backend URLs hold a password.
 OWN_PREFIXES = ("CELERY_", "DISPATCHER_", "FLOWER_")
@@ -60,3 +61,27 @@ def job_environment(
     }
     own = {name: value for name, value in configuration.env.items() if value is not None}
     return {**kept, **own, **added}
+
+
+def check_startable(launch: Launch) -> None:
+    """Find out now what else would be known only from the exit status. Raises LaunchError."""
+    if not launch.directory.is_dir():
+        raise errors.LaunchError(
+            f"The job's working directory {str(launch.directory)!r} does not exist on this host."
+        )
+    name = launch.argv[0]
+    if "/" in name:
+        check_executable(launch.directory / name, name)
+    elif shutil.which(name, path=launch.environment.get("PATH", os.defpath)) is None:
+        raise errors.LaunchError(
+            f"The job's command {name!r} was not found on this host "
+            "(the PATH of the job's environment was searched)."
+        )
+
+
+def check_executable(program: Path, name: str) -> None:
+    """Raise LaunchError unless the program is there and may be run."""
+    if not program.is_file():
+        raise errors.LaunchError(f"The job's command {name!r} does not exist on this host.")
+    if not os.access(program, os.X_OK):
+        raise errors.LaunchError(f"The job's command {name!r} is not executable.")

@@ -18,6 +18,8 @@ import psutil
 # A killed process is gone within milliseconds, unless the kernel holds it in a system call.
 SWEEP_SECONDS = 5.0
 SWEEP_PAUSE_SECONDS = 0.02
+# Whoever sweeps may itself be frozen for longer than that, with its first look done.
+MIN_SWEEPS = 5
 
 Predicate = Callable[[psutil.Process], bool]
 
@@ -122,9 +124,11 @@ class Family:
     def kill(self, timeout_seconds: float = SWEEP_SECONDS) -> list[psutil.Process]:
         """Kill all members, also those that are born meanwhile; return whom it did not get."""
         deadline = time.monotonic() + timeout_seconds
+        sweeps = 0
         while survivors := self.survivors():
-            if time.monotonic() > deadline:
+            if sweeps >= MIN_SWEEPS and time.monotonic() > deadline:
                 return survivors
             send(survivors, signal.SIGKILL)
             time.sleep(SWEEP_PAUSE_SECONDS)
+            sweeps += 1
         return []

@@ -13,9 +13,9 @@ import psutil
 
 from executors import errors
 from executors.process import launch as launching
-from executors.process import processes, protocol
+from executors.process import marks, processes, protocol
 
-FLOW_RUN_ID_VARIABLE = "PREFECT__FLOW_RUN_ID"
+FLOW_RUN_ID_VARIABLE = marks.FLOW_RUN_ID_VARIABLE
 POLL_SECONDS = 0.1
 
 

@@ -1,4 +1,4 @@
-"""The process executor with Prefect's real engine and server."""
+"""The process executor with Prefect's real engine and server, started cold and warm."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -22,9 +23,9 @@ import pytest
 from dispatcher.api import client as clients
 from dispatcher.api import schemas
 from executors import base
-from executors.process import ProcessExecutor, ProcessJobConfiguration
+from executors.process import ProcessExecutor, ProcessJobConfiguration, protocol, starting
 from tests import prefect_server as prefect_servers
-from tests import waiting
+from tests import waiting, warm
 
 FLOWS = Path(__file__).parent.parent / "flows"
 START_SECONDS = 120.0  # an engine starts in 5 s on an idle machine
@@ -39,12 +40,17 @@ class Run:
     """A flow run in Pending, its job and what the flow wrote into its report."""
 
     def __init__(
-        self, flow_run: schemas.FlowRun, configuration: ProcessJobConfiguration, report: Path
+        self,
+        executor: ProcessExecutor,
+        flow_run: schemas.FlowRun,
+        configuration: ProcessJobConfiguration,
+        report: Path,
     ) -> None:
         self.flow_run = flow_run
         self.configuration = configuration
-        self.executor = ProcessExecutor()
+        self.executor = executor
         self.infrastructure_pid: str | None = None
+        self.parent = 0
         self._report = report
 
     def execute(self) -> base.ExecutorResult:
@@ -74,20 +80,46 @@ class Run:
 
     def _started(self, infrastructure_pid: str) -> None:
         self.infrastructure_pid = infrastructure_pid
+        self.parent = psutil.Process(self.pid).ppid()
 
 
 NewRun = Callable[..., Run]
 
 
+@pytest.fixture(scope="module")
+def servers(
+    prefect_server: prefect_servers.PrefectServer, pytestconfig: pytest.Config
+) -> Iterator[warm.Servers]:
+    """Fork servers for jobs that find the Prefect server."""
+    environment = {**warm.plain(), "PREFECT_API_URL": prefect_server.api_url}
+    with warm.servers(protocol.ENGINE_MODULE, environment=environment) as kept:
+        yield kept
+
+
+@pytest.fixture(params=["cold", "warm"])
+def starts(request: pytest.FixtureRequest) -> starting.Starts:
+    """How jobs are started."""
+    if request.param == "cold":
+        return starting.Starts()
+    servers: warm.Servers = request.getfixturevalue("servers")
+    return servers.starts()
+
+
 @pytest.fixture
 def new_run(
+    starts: starting.Starts,
     prefect_server: prefect_servers.PrefectServer,
     prefect_client: clients.PrefectClient,
     tmp_path: Path,
 ) -> NewRun:
     request = prefect_client.transport.request
 
-    def create(flow: str, file: str = "sample_flows.py", **variables: Any) -> Run:
+    def create(
+        flow: str,
+        file: str = "sample_flows.py",
+        env: Mapping[str, str] = MappingProxyType({}),
+        **variables: Any,
+    ) -> Run:
         unique = f"{flow}-{uuid.uuid4().hex[:8]}"
         flow_id = request("POST", "/flows/", json={"name": unique})["id"]
         deployment = {
@@ -105,12 +137,12 @@ def new_run(
         )
         flow_run = schemas.FlowRun.model_validate(body)
         prefect_client.set_flow_run_state(flow_run.id, schemas.StateProposal(type=State.PENDING))
-        env = {"PREFECT_API_URL": prefect_server.api_url, "TEST_REPORT": str(report)}
-        configuration = ProcessJobConfiguration(env=env, **variables)
+        own = {"PREFECT_API_URL": prefect_server.api_url, "TEST_REPORT": str(report), **env}
+        configuration = ProcessJobConfiguration(env=dict(own), **variables)
         configuration.prepare_for_flow_run(
             flow_run, prefect_client.read_deployment(uuid.UUID(deployment_id))
         )
-        return Run(flow_run, configuration, report)
+        return Run(ProcessExecutor(starts), flow_run, configuration, report)
 
     return create
 
@@ -206,6 +238,7 @@ def test_a_running_flow_is_cancelled_by_its_engine_with_its_hooks(
     assert not [line for line in escapees if is_alive(line)]
 
 
+@pytest.mark.parametrize("starts", ["cold"], indirect=True)
 def test_a_wrapped_engine_is_cancelled_although_its_wrapper_passes_nothing_on(
     new_run: NewRun,
     states: Callable[[Run], list[str]],
@@ -282,6 +315,7 @@ def test_stops_from_several_threads_at_once_are_one_stop(
     assert run.report().count("on_cancellation") == 1
 
 
+@pytest.mark.parametrize("starts", ["cold"], indirect=True)  # warm: see test_process_warm.py
 def test_the_engine_dies_with_its_launcher(new_run: NewRun, tmp_path: Path) -> None:
     run = new_run("waits")
     environment = tmp_path / "environment.json"
@@ -302,7 +336,7 @@ def test_the_engine_dies_with_its_launcher(new_run: NewRun, tmp_path: Path) -> N
 LAUNCHER = """
 import sys
 from pathlib import Path
-from executors.process import ProcessExecutor, ProcessJobConfiguration
+from executors.process import ProcessExecutor, ProcessJobConfiguration, protocol, starting
 
 configuration = ProcessJobConfiguration.model_validate_json(Path(sys.argv[1]).read_text())
 ProcessExecutor().run(None, configuration, print)
@@ -323,3 +357,116 @@ def test_another_executor_kills_a_job_by_its_pid(
 
     assert ending.result(KILL_SECONDS).status_code == -signal.SIGKILL
     assert states(run)[-1] == "RUNNING"
+
+
+# Warm against cold
+
+
+@pytest.fixture
+def each_way(
+    request: pytest.FixtureRequest, servers: warm.Servers, new_run: NewRun
+) -> Callable[..., dict[str, Run]]:
+    """Makes two runs of a flow, one to be started cold and one warm."""
+
+    def create(*args: Any, **variables: Any) -> dict[str, Run]:
+        runs = {how: new_run(*args, **variables) for how in ("cold", "warm")}
+        runs["cold"].executor = ProcessExecutor()
+        runs["warm"].executor = ProcessExecutor(servers.starts())
+        return runs
+
+    return create
+
+
+@pytest.mark.parametrize("starts", ["cold"], indirect=True)
+@pytest.mark.parametrize(
+    "env", [{}, {"PREFECT_LOGGING_LEVEL": "DEBUG", "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "true"}]
+)
+def test_a_warm_flow_finds_what_a_cold_one_finds(
+    each_way: Callable[..., dict[str, Run]], servers: warm.Servers, env: dict[str, str]
+) -> None:
+    runs = each_way("dumps", "warm_flows.py", env=env)
+    seen: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
+    for how, run in runs.items():
+        assert run.execute().reported_state is State.COMPLETED
+        seen[how], unique[how] = json.loads("".join(run.report()))
+        for name in CHANGES_WITH_EACH_RUN:
+            assert seen[how]["environ"].pop(name)
+        assert seen[how]["path"][0] == unique[how]["cwd"]
+        seen[how]["path"] = [each for each in seen[how]["path"] if each != unique[how]["cwd"]]
+        seen[how]["modules"] = set(seen[how]["modules"])
+
+    assert unique["warm"]["parent"] in servers.nursery.pids()
+    assert unique["warm"]["random"] != unique["cold"]["random"]
+    # A warm job has more modules imported, and none the less.
+    assert seen["cold"].pop("modules") - seen["warm"].pop("modules") == set()
+    assert seen["warm"] == seen["cold"]
+
+
+CHANGES_WITH_EACH_RUN = (
+    "DISPATCHER_JOB_ID",
+    "PREFECT__FLOW_RUN_ID",
+    "PREFECT__FLOW_ID",
+    "PREFECT__DEPLOYMENT_ID",
+    "PREFECT__DEPLOYMENT_NAME",
+    "TEST_REPORT",
+)
+
+
+def test_tasks_run_in_threads(new_run: NewRun, states: Callable[[Run], list[str]]) -> None:
+    run = new_run("maps_tasks", "warm_flows.py")
+
+    assert run.execute().reported_state is State.COMPLETED
+    assert json.loads("".join(run.report())) == [0, 2, 4, 6, 8]
+
+
+def test_a_cancelled_flows_forks_are_found_in_a_session_of_their_own(
+    new_run: NewRun,
+    prefect_client: clients.PrefectClient,
+    thread: futures.ThreadPoolExecutor,
+) -> None:
+    run = new_run("forks_away", "warm_flows.py")
+    ending = thread.submit(run.execute)
+    lines = [run.wait_for("running"), run.wait_for("escapee")]
+    cancelling(prefect_client, run)
+
+    run.stop()
+
+    assert ending.result(KILL_SECONDS).status_code == 0
+    assert not [line for line in lines if is_alive(line)]
+
+
+@pytest.mark.parametrize("starts", ["warm"], indirect=True)
+def test_another_executor_kills_a_warm_jobs_forks_by_its_pid(
+    new_run: NewRun, servers: warm.Servers, thread: futures.ThreadPoolExecutor
+) -> None:
+    run = new_run("forks_away", "warm_flows.py")
+    ending = thread.submit(run.execute)
+    lines = [run.wait_for("running"), run.wait_for("escapee")]
+    assert run.parent in servers.nursery.pids()
+    assert run.infrastructure_pid is not None
+
+    ProcessExecutor().kill_infrastructure(run.infrastructure_pid, run.configuration)
+
+    assert ending.result(KILL_SECONDS).status_code == -signal.SIGKILL
+    assert not [line for line in lines if is_alive(line)]
+    assert psutil.pid_exists(run.parent)
+
+
+@pytest.mark.parametrize("starts", ["warm"], indirect=True)
+def test_a_warm_flow_whose_fork_server_dies_is_killed_and_not_restarted(
+    new_run: NewRun,
+    servers: warm.Servers,
+    states: Callable[[Run], list[str]],
+    thread: futures.ThreadPoolExecutor,
+) -> None:
+    run = new_run("forks_away", "warm_flows.py")
+    ending = thread.submit(run.execute)
+    lines = [run.wait_for("running"), run.wait_for("escapee")]
+
+    os.kill(run.parent, signal.SIGKILL)
+
+    assert ending.result(KILL_SECONDS).status_code == -signal.SIGKILL
+    assert not [line for line in lines if is_alive(line)]
+    assert states(run)[-1] == "RUNNING"
+    servers.wait_until_ready(but=run.parent)

@@ -1,4 +1,4 @@
-"""The executor with small commands in place of Prefect's engine."""
+"""The executor with small commands in place of Prefect's engine, started cold and warm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from dispatcher.api import schemas
 from executors import base, errors
 from executors.process import ProcessExecutor, ProcessJobConfiguration
-from tests import waiting
+from tests import waiting, warm
 
 SECONDS = 20.0
 HOST = socket.gethostname()
@@ -31,8 +31,8 @@ FLOW_RUN = schemas.FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4())
 class Job:
     """A job in a thread, and the lines it writes to the file ``report``."""
 
-    def __init__(self, script: str, directory: Path, **env: str) -> None:
-        self.executor = ProcessExecutor()
+    def __init__(self, executor: ProcessExecutor, script: str, directory: Path, **env: str) -> None:
+        self.executor = executor
         self.identifier = ""
         self.configuration = configuration(
             shlex.join(["sh", "-c", script]), REPORT=str(directory / "report"), **env
@@ -72,14 +72,15 @@ class Job:
 class Jobs:
     """Starts jobs and leaves none behind."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, executor: ProcessExecutor, directory: Path) -> None:
+        self._executor = executor
         self._directory = directory
         self._started: list[Job] = []
 
     def start(self, script: str, **env: str) -> Job:
         directory = self._directory / str(len(self._started))
         directory.mkdir()
-        self._started.append(Job(script, directory, **env))
+        self._started.append(Job(self._executor, script, directory, **env))
         return self._started[-1]
 
     def close(self) -> None:
@@ -87,9 +88,23 @@ class Jobs:
             job.close()
 
 
+@pytest.fixture(scope="module")
+def servers() -> Iterator[warm.Servers]:
+    with warm.servers() as kept:
+        yield kept
+
+
+@pytest.fixture(params=["cold", "warm"])
+def executor(request: pytest.FixtureRequest) -> ProcessExecutor:
+    if request.param == "cold":
+        return ProcessExecutor()
+    servers: warm.Servers = request.getfixturevalue("servers")
+    return warm.CommandExecutor(servers.starts())
+
+
 @pytest.fixture
-def jobs(tmp_path: Path) -> Iterator[Jobs]:
-    started = Jobs(tmp_path)
+def jobs(executor: ProcessExecutor, tmp_path: Path) -> Iterator[Jobs]:
+    started = Jobs(executor, tmp_path)
     yield started
     started.close()
 
@@ -98,8 +113,8 @@ def configuration(command: str, **env: str) -> ProcessJobConfiguration:
     return ProcessJobConfiguration(command=command, env=dict(env))
 
 
-def run(command: str, **env: str) -> base.ExecutorResult:
-    return ProcessExecutor().run(FLOW_RUN, configuration(command, **env), lambda _: None)
+def run(executor: ProcessExecutor, command: str, **env: str) -> base.ExecutorResult:
+    return executor.run(FLOW_RUN, configuration(command, **env), lambda _: None)
 
 
 def is_alive(pid: str | int) -> bool:
@@ -125,10 +140,10 @@ time.sleep({10 * SECONDS})
 ESCAPE = shlex.join([sys.executable, "-c", ESCAPEE])
 
 
-def test_the_result_names_process_and_status_and_explains_it() -> None:
+def test_the_result_names_process_and_status_and_explains_it(executor: ProcessExecutor) -> None:
     identifiers: list[str] = []
 
-    result = ProcessExecutor().run(FLOW_RUN, configuration("sh -c 'exit 127'"), identifiers.append)
+    result = executor.run(FLOW_RUN, configuration("sh -c 'exit 127'"), identifiers.append)
 
     assert [result.identifier] == identifiers
     assert result.identifier.startswith(f"{HOST}:")
@@ -137,28 +152,30 @@ def test_the_result_names_process_and_status_and_explains_it() -> None:
     assert result.explanation is not None
 
 
-def test_a_fresh_directory_is_removed_with_all_that_the_job_put_there(tmp_path: Path) -> None:
+def test_a_fresh_directory_is_removed_with_all_that_the_job_put_there(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
     report = tmp_path / "report"
     script = 'pwd > "$REPORT"; mkdir a; touch a/b; chmod 500 a .'
 
-    run(shlex.join(["sh", "-c", script]), REPORT=str(report))
+    run(executor, shlex.join(["sh", "-c", script]), REPORT=str(report))
 
     assert report.read_text().strip()
     assert not Path(report.read_text().strip()).exists()
 
 
-def test_a_configured_directory_is_used_and_left(tmp_path: Path) -> None:
+def test_a_configured_directory_is_used_and_left(executor: ProcessExecutor, tmp_path: Path) -> None:
     settings = ProcessJobConfiguration(command="touch here", working_dir=tmp_path)
 
-    ProcessExecutor().run(FLOW_RUN, settings, lambda _: None)
+    executor.run(FLOW_RUN, settings, lambda _: None)
 
     assert (tmp_path / "here").exists()
 
 
-def test_every_launch_has_a_mark_of_its_own(tmp_path: Path) -> None:
+def test_every_launch_has_a_mark_of_its_own(executor: ProcessExecutor, tmp_path: Path) -> None:
     report = tmp_path / "report"
     for _ in range(2):
-        run("sh -c 'echo $DISPATCHER_JOB_ID >> $REPORT'", REPORT=str(report))
+        run(executor, "sh -c 'echo $DISPATCHER_JOB_ID >> $REPORT'", REPORT=str(report))
 
     first, second = report.read_text().splitlines()
     assert first != second
@@ -168,12 +185,12 @@ def test_a_failed_launch_leaves_nothing_behind() -> None:
     before = threading.active_count()
 
     with pytest.raises(errors.LaunchError):
-        run("no-such-command")
+        run(ProcessExecutor(), "no-such-command")
 
     assert threading.active_count() == before
 
 
-def test_an_error_of_the_callers_kills_the_job_and_is_passed_on() -> None:
+def test_an_error_of_the_callers_kills_the_job_and_is_passed_on(executor: ProcessExecutor) -> None:
     identifiers: list[str] = []
 
     def refuse(identifier: str) -> None:
@@ -181,12 +198,14 @@ def test_an_error_of_the_callers_kills_the_job_and_is_passed_on() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        ProcessExecutor().run(FLOW_RUN, configuration("sleep 300"), refuse)
+        executor.run(FLOW_RUN, configuration("sleep 300"), refuse)
 
     assert not is_alive(identifiers[0].rpartition(":")[2])
 
 
-def test_an_exception_from_a_signal_handler_kills_the_job_and_is_passed_on() -> None:
+def test_an_exception_from_a_signal_handler_kills_the_job_and_is_passed_on(
+    executor: ProcessExecutor,
+) -> None:
     identifiers: list[str] = []
 
     def interrupt(*_: object) -> None:
@@ -199,14 +218,16 @@ def test_an_exception_from_a_signal_handler_kills_the_job_and_is_passed_on() -> 
     handler = signal.signal(signal.SIGUSR2, interrupt)
     try:
         with pytest.raises(SystemExit):
-            ProcessExecutor().run(FLOW_RUN, configuration("sleep 300"), started)
+            executor.run(FLOW_RUN, configuration("sleep 300"), started)
     finally:
         signal.signal(signal.SIGUSR2, handler)
 
     assert not is_alive(identifiers[0].rpartition(":")[2])
 
 
-def test_a_signal_handler_runs_while_the_main_thread_waits(tmp_path: Path) -> None:
+def test_a_signal_handler_runs_while_the_main_thread_waits(
+    executor: ProcessExecutor, tmp_path: Path
+) -> None:
     done = tmp_path / "done"
 
     def note(*_: object) -> None:
@@ -215,7 +236,7 @@ def test_a_signal_handler_runs_while_the_main_thread_waits(tmp_path: Path) -> No
     handler = signal.signal(signal.SIGUSR2, note)
     script = f"kill -USR2 {os.getpid()}; until [ -e {done} ]; do sleep 0.05; done"
     try:
-        result = run(shlex.join(["sh", "-c", script]))
+        result = run(executor, shlex.join(["sh", "-c", script]))
     finally:
         signal.signal(signal.SIGUSR2, handler)
 
@@ -266,6 +287,7 @@ def test_a_second_stop_may_shorten_the_grace(jobs: Jobs) -> None:
     assert job.result().status_code == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("executor", ["cold"], indirect=True)
 def test_an_engine_that_is_not_connected_is_killed_at_once(jobs: Jobs) -> None:
     job = jobs.start(
         "trap 'echo asked >> $REPORT' TERM; echo on >> $REPORT; sleep 99; : prefect.engine"
@@ -406,9 +428,7 @@ def test_stopping_again_after_the_end_finds_nothing(jobs: Jobs) -> None:
         job.stop(0)
 
 
-def test_many_jobs_run_at_once_on_one_executor() -> None:
-    executor = ProcessExecutor()
-
+def test_many_jobs_run_at_once_on_one_executor(executor: ProcessExecutor) -> None:
     def one(number: int) -> int:
         command = configuration(f"sh -c 'sleep 0.2; exit {number}'")
         return executor.run(FLOW_RUN, command, lambda _: None).status_code
@@ -417,13 +437,13 @@ def test_many_jobs_run_at_once_on_one_executor() -> None:
         assert list(pool.map(one, range(20))) == list(range(20))
 
 
-def test_jobs_leave_no_thread_and_no_descriptor() -> None:
-    run("true")
+def test_jobs_leave_no_thread_and_no_descriptor(executor: ProcessExecutor) -> None:
+    run(executor, "true")
     process = psutil.Process()
     before = process.num_fds(), threading.active_count(), len(process.children())
 
     for number in range(50):
-        run(f"sh -c 'exit {number % 2}'")
+        run(executor, f"sh -c 'exit {number % 2}'")
 
     assert (process.num_fds(), threading.active_count(), len(process.children())) == before
 

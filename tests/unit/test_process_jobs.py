@@ -14,6 +14,8 @@ from executors.process import launch as launching
 class Immortal:
     """A process that SIGKILL does not end, as one that hangs in the kernel."""
 
+    lost = False
+
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.released = threading.Event()
