@@ -3,6 +3,8 @@
 #   make demo     run a dozen sample flows on a stack of its own
 #   make test     run the tests (make test ARGS="tests/unit -k ledger")
 #   make cover    prove that the decisions are tested to the last branch
+#   make e2e      run the tests with containers; needs a Docker engine
+#   make lock     choose anew what the image installs
 #   make check    lint, check the format and the types
 #   make clean    remove .venv and what the tools have left
 
@@ -14,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 # So that the first flow run does not have to compile Prefect.
 export UV_COMPILE_BYTECODE ?= 1
 
-.PHONY: demo test cover check venv clean
+.PHONY: demo test e2e lock cover check venv clean
 
 demo: venv
 	$(BIN)/dispatcher demo $(ARGS)
@@ -24,9 +26,20 @@ test: venv
 ifdef ARGS
 	$(BIN)/pytest $(ARGS)
 else
-	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos
+	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos --ignore tests/e2e
 	$(BIN)/pytest tests/chaos
 endif
+
+# With E2E_IMAGES=--local, for a machine that reaches no registry of images.
+e2e: venv
+	tests/e2e/images.sh $(E2E_IMAGES)
+	docker build --quiet --tag celery-flow-dispatcher .
+	$(BIN)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
+
+lock: venv
+	echo '# What the image installs, made by "make lock"; the ranges are in pyproject.toml.' > requirements.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --extra prefect --extra flower --extra docker pyproject.toml >> requirements.lock
 
 # What decides must be tested to the last branch.
 cover: venv

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import socket
 from typing import Any
 
 from celery import Celery, signals
+from celery import beat as celery_beat
 
 from dispatcher import (
     beats,
@@ -36,6 +39,11 @@ def create_app(options: settings.Settings) -> Celery:
 
 
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
+    def share_memory(**_: Any) -> None:
+        # What is there now stays; a collector that looks at it would give each child its own copy.
+        gc.collect()
+        gc.freeze()
+
     def install_wake_signal(**_: Any) -> None:
         parts.wakes.install()
 
@@ -50,6 +58,7 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
         parts.label_outbox.close()
         parts.log_outbox.close()
 
+    signals.worker_init.connect(share_memory, weak=False)
     signals.worker_process_init.connect(install_wake_signal, weak=False)
     signals.worker_ready.connect(start_control_work, weak=False)
     signals.worker_process_shutdown.connect(send_the_last, weak=False)
@@ -59,12 +68,15 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
 def _connect_beat_signals(parts: services.Services) -> None:
     host = socket.gethostname()
     lifetime = max(beats.LIFETIME, 3 * parts.options.cancel_interval)
+    outage = beats.BrokerOutage()
 
     def report(**_: Any) -> None:
+        outage.end()
         parts.beats.report(host, lifetime_seconds=lifetime)
 
     def report_beat(**_: Any) -> None:
         signals.after_task_publish.connect(report, weak=False)
+        logging.getLogger(celery_beat.__name__).addFilter(outage)
 
     def die_with_worker(**_: Any) -> None:
         parents.die_with_parent()

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import sys
 from typing import Any
 
-from celery import Celery, bootsteps
+from celery import Celery, bootsteps, signals
 
 import dispatcher
-from dispatcher import connections, errors, events, fleet, health, planning, services, tasks
-from dispatcher.api import retry
+import executors
+from dispatcher import (
+    connections,
+    errors,
+    events,
+    fleet,
+    health,
+    node,
+    planning,
+    services,
+    stops,
+    subscription,
+    tasks,
+)
+from dispatcher.api import client, retry
 
 # A worker that starts asks Prefect once, and is not kept from starting for longer than this.
 CREDENTIALS_TIMEOUT = 3.0  # seconds
@@ -59,7 +73,10 @@ def install(app: Celery, parts: services.Services) -> None:
                 consumer.call_soon(consumer.cancel_task_queue, tasks.RUNS_QUEUE)
 
             self._reporter = fleet.NodeReporter(
-                parts.fleet, describe(parent), on_drain=stop_consuming
+                parts.fleet,
+                describe(parent),
+                on_drain=stop_consuming,
+                on_report=parts.observations.note,
             )
             self._reporter.start()
             self._events = events.NodeEvents(
@@ -69,16 +86,58 @@ def install(app: Celery, parts: services.Services) -> None:
                 node=parent.hostname,
             )
             self._events.start()
+            self._subscription = listen(parent, parts)
 
         def stop(self, _parent: Any) -> None:
             # First in a warm shutdown: from here on no new run is meant for this worker.
+            stops.StopTimeout(parts.options.stop_timeout).begin()
+            self._leave()
+
+        def terminate(self, _parent: Any) -> None:
+            self._leave()
+
+        def _leave(self) -> None:
             self._reporter.stop()
+            self._subscription.stop()
             self._events.stop()
 
-        def terminate(self, parent: Any) -> None:
-            self.stop(parent)
+    app.steps["worker"] |= {ServeHealth, JoinFleet, node_step(parts)}
 
-    app.steps["worker"] |= {ServeHealth, JoinFleet}
+
+def node_step(parts: services.Services) -> type[bootsteps.StartStopStep]:
+    """Make the step for what executors need on a worker's node."""
+
+    class ServeNode(bootsteps.StartStopStep):
+        """Keeps it from before the pool's processes are there."""
+
+        requires = ("celery.worker.components:Timer",)
+
+        def __init__(self, worker: Any, **_: Any) -> None:
+            super().__init__(worker)
+            self.enabled = tasks.RUNS_QUEUE in queues_of(worker)
+
+        def create(self, _worker: Any) -> Any:
+            serve_node(parts)
+
+    return ServeNode
+
+
+def serve_node(parts: services.Services) -> None:
+    """Start what executors keep on this node, to be ended when the worker's pool has ended."""
+    api = hasty_api(parts)
+    services_of_node = node.NodeServices(
+        options=parts.options,
+        executor_types=executors.get_all_available_executor_types(),
+        find_executor=executors.get_executor_class_from_type,
+        read_pool=api.read_work_pool,
+    )
+    try:
+        services_of_node.enter()
+    finally:
+        api.transport.close()
+    # Steps are stopped before the pool is; and a cold shutdown sends no signal.
+    signals.worker_shutdown.connect(lambda **_: services_of_node.leave(), weak=False)
+    atexit.register(services_of_node.leave)
 
 
 def watch_health(worker: Any, parts: services.Services) -> health.WorkerHealth:
@@ -90,6 +149,13 @@ def watch_health(worker: Any, parts: services.Services) -> health.WorkerHealth:
         pools=parts.options.work_pools,
         poll_interval_seconds=parts.options.poll_interval,
     )
+
+
+def listen(worker: Any, parts: services.Services) -> subscription.Subscription:
+    """Hear from Prefect what there is to do, in a worker that serves control work."""
+    if describe(worker).serves_control:
+        parts.subscription.start()
+    return parts.subscription
 
 
 def check_size(worker: Any) -> None:
@@ -105,11 +171,7 @@ def check_credentials(parts: services.Services) -> None:
 
     A Prefect API that is away is none of the worker's faults; its tasks find it when it is back.
     """
-    api = connections.connect_api(
-        parts.options,
-        timeout_seconds=CREDENTIALS_TIMEOUT,
-        retry_policy=retry.RetryPolicy(max_attempts=1),
-    )
+    api = hasty_api(parts)
     try:
         with contextlib.suppress(errors.ObjectNotFound):
             api.read_work_pool(parts.options.work_pools[0])
@@ -119,6 +181,15 @@ def check_credentials(parts: services.Services) -> None:
         logger.warning("the worker starts without Prefect, and serves once it answers: %s", error)
     finally:
         api.transport.close()
+
+
+def hasty_api(parts: services.Services) -> client.PrefectClient:
+    """Make an API client for a worker that starts; to be closed."""
+    return connections.connect_api(
+        parts.options,
+        timeout_seconds=CREDENTIALS_TIMEOUT,
+        retry_policy=retry.RetryPolicy(max_attempts=1),
+    )
 
 
 def describe(worker: Any) -> fleet.Node:

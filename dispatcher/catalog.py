@@ -15,6 +15,7 @@ from uuid import UUID
 from dispatcher.api import client, schemas
 
 POOL_LIFETIME = 15.0  # seconds
+QUEUES_LIFETIME = 30.0  # seconds
 DEPLOYMENT_LIFETIME = 10.0  # seconds
 FLOW_LIFETIME = 300.0  # seconds; a flow has nothing but a name and tags
 MAX_ENTRIES = 1000
@@ -62,6 +63,9 @@ class Catalog:
         self._pools: _Memory[str, schemas.WorkPool] = _Memory(
             api.read_work_pool, POOL_LIFETIME, monotonic
         )
+        self._queues: _Memory[str, list[schemas.WorkQueue]] = _Memory(
+            api.read_work_queues, QUEUES_LIFETIME, monotonic
+        )
         self._deployments: _Memory[UUID, schemas.Deployment] = _Memory(
             api.read_deployment, DEPLOYMENT_LIFETIME, monotonic
         )
@@ -70,6 +74,10 @@ class Catalog:
     def pool(self, name: str) -> schemas.WorkPool:
         """A work pool, at most ``POOL_LIFETIME`` seconds old."""
         return self._pools.get(name)
+
+    def queues(self, pool: str) -> list[schemas.WorkQueue]:
+        """A work pool's queues, at most ``QUEUES_LIFETIME`` seconds old."""
+        return self._queues.get(pool)
 
     def deployment(self, deployment_id: UUID) -> schemas.Deployment:
         """A deployment, at most ``DEPLOYMENT_LIFETIME`` seconds old."""

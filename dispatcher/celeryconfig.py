@@ -43,7 +43,8 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "task_acks_late": False,
         "task_ignore_result": True,
         "task_track_started": True,
-        "task_send_sent_event": True,
+        # For Flower; those of the ticks are switched off in tasks.py. An event for each message
+        # sent would cost as much as the message, and say what the next event says again.
         "worker_send_task_events": True,
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,

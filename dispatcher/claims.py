@@ -10,6 +10,8 @@ from typing import Protocol
 from uuid import UUID, uuid4
 
 _MARK_BYTES = 6
+# In place of a time, when a claim was touched whose holder is known to be dead.
+FORFEITED_AT = 0.0
 
 
 class Stage(StrEnum):
@@ -86,6 +88,16 @@ class Claim:
         return NewClaim(self.flow_run_id, self.claim_id)
 
     @property
+    def is_forfeited(self) -> bool:
+        """Whether the holder is known to be dead."""
+        return self.touched_at == FORFEITED_AT
+
+    @property
+    def adopts(self) -> bool:
+        """Whether the claim is on the job that its run has already."""
+        return self.claim_id == self.transition_id
+
+    @property
     def node(self) -> str:
         """The Celery worker that holds or held the lease."""
         return self.owner.rpartition("#")[0]
@@ -106,6 +118,11 @@ class Lease:
     transition_id: UUID
     attempt: int
     cancel_requested: bool = False
+
+    @property
+    def adopts(self) -> bool:
+        """Whether the lease is on the job that the run has already."""
+        return self.claim_id == self.transition_id
 
 
 class Ledger(Protocol):
@@ -143,6 +160,12 @@ class Ledger(Protocol):
     def expire(self, claim: Claim, *, untouched_seconds: float) -> bool:
         """Close a claim that is still as it was read and has been untouched so long."""
 
+    def forfeit(self, claim: NewClaim, *, node: str) -> str | None:
+        """Note that a claim's holder on a Celery worker is dead: its lease is over now.
+
+        Returns the claim's pool; ``None`` if it is not held there.
+        """
+
     def get(self, flow_run_id: UUID) -> Claim | None:
         """Read a claim, open or closed."""
 
@@ -154,6 +177,11 @@ class Ledger(Protocol):
 
     def now(self) -> float:
         """The ledger's clock: seconds since the epoch."""
+
+
+def new_adoption() -> UUID:
+    """An id for a claim that adopts a job; it is its transition id, too, as no other claim's is."""
+    return uuid4()
 
 
 def new_transition_id(worker_name: str) -> UUID:

@@ -42,6 +42,12 @@ class ApiUnreachable(ApiError):
     reason = "api-unreachable"
 
 
+class EventsRefused(ApiError):
+    """The Prefect API has no stream of events, or refuses the credentials for it."""
+
+    reason = "api-events"
+
+
 class ApiResponseError(ApiError):
     """The Prefect API answered with an error.
 

@@ -88,7 +88,17 @@ class Execution:
             self._wakes.open() as wakeup,
             self._keep(lease, job, wakeup) as keeper,
         ):
-            outcome = self._carry_out(lease, job, keeper)
+            if lease.adopts:
+                outcome = self._adopt(lease, job)
+            else:
+                outcome = self._carry_out(lease, job, keeper)
+            if job.stop_reason is planning.StopReason.UNREACHABLE:
+                if not _is_ours(keeper, job):
+                    outcome = planning.NOT_STARTED
+                elif self._reporter.is_running(lease.flow_run_id):
+                    # Its engine may have been killed with a last state on its way to Prefect, which
+                    # must not be undone. Recovery judges the run when the lease has run out.
+                    return "left to recovery"
             return self._conclude(lease, outcome)
 
     def _keep(
@@ -99,10 +109,22 @@ class Execution:
             lease=lease,
             lease_seconds=self._lease_seconds,
             wakeup=wakeup,
-            on_stop=job.stop,
+            on_stop=lambda reason: self._stop(lease, job, reason),
             may_be_restarted=job.may_be_restarted,
             stop_requested=lambda: self._stops.requested,
         )
+
+    def _stop(self, lease: claims.Lease, job: jobs.Job, reason: planning.StopReason) -> None:
+        if reason is planning.StopReason.LOST and self._is_adopted(lease):
+            logger.warning("flow run %s was adopted by another worker", lease.flow_run_id)
+            job.release()
+        else:
+            job.stop(reason)
+
+    def _is_adopted(self, lease: claims.Lease) -> bool:
+        """Whether the job of a lease that is lost has been taken over, rather than given up."""
+        claim = self._ledger.get(lease.flow_run_id)
+        return claim is not None and claim.adopts and claim.claim_id != lease.claim_id
 
     def _carry_out(
         self, lease: claims.Lease, job: jobs.Job, keeper: leases.LeaseKeeper
@@ -128,6 +150,22 @@ class Execution:
             return planning.plan_unstarted(job.stop_reason)
         return self._run(job, run, prepared)
 
+    def _adopt(self, lease: claims.Lease, job: jobs.Job) -> planning.Outcome:
+        """Follow the job that a run has already; what has stopped it meanwhile reaches it there."""
+        run = self._reporter.read(lease.flow_run_id)
+        if run is None or (run.state and run.state.is_terminal and not run.state.is_cancelling):
+            return planning.NOT_STARTED
+        prepared = self._prepare(run, lease.pool)
+        if isinstance(prepared, planning.Report):
+            return prepared
+        try:
+            identifier = prepared.find(run)
+            if identifier is None:
+                raise executor_errors.InfrastructureNotFound("its worker was lost, and it is gone")
+        except executor_errors.ExecutorError as error:
+            return planning.plan_failure(error, started=True, stopped=job.stop_reason)
+        return self._run(job, run, prepared, adopted=identifier)
+
     def _prepare(self, run: schemas.FlowRun, pool: str) -> preparation.Prepared | planning.Report:
         try:
             return self._preparation.prepare(run, pool)
@@ -145,7 +183,12 @@ class Execution:
             return planning.not_submitted(f"{type(error).__name__}, see the worker's log")
 
     def _run(
-        self, job: jobs.Job, run: schemas.FlowRun, prepared: preparation.Prepared
+        self,
+        job: jobs.Job,
+        run: schemas.FlowRun,
+        prepared: preparation.Prepared,
+        *,
+        adopted: str | None = None,
     ) -> planning.Outcome:
         def note_started(identifier: str) -> None:
             logger.info("Flow run '%s' submitted to infrastructure '%s'", run.name, identifier)
@@ -155,7 +198,7 @@ class Execution:
         logger.info("Worker '%s' submitting flow run '%s'", self._worker_name, run.id)
         submission = self._events.submitted(prepared.pool, prepared.configuration)
         try:
-            result = job.run(run, prepared, note_started)
+            result = job.run(run, prepared, note_started, adopted=adopted)
         except Exception as error:
             # This run's error boundary: executors are anybody's code.
             expected = isinstance(error, executor_errors.ExecutorError)
@@ -198,3 +241,13 @@ class Execution:
         except errors.ApiError as error:
             # The run goes on: its holder stops it by other means than the pid on the run.
             logger.warning("flow run %s: infrastructure pid not noted: %s", run.id, error)
+
+
+def _is_ours(keeper: leases.LeaseKeeper, job: jobs.Job) -> bool:
+    """Whether a lease that had run out is nobody else's yet, so that its holder decides.
+
+    Raises:
+        redis.RedisError: the ledger is away; the claim is left to recovery.
+    """
+    keeper.look()
+    return job.stop_reason is not planning.StopReason.LOST

@@ -79,12 +79,14 @@ class Fleet:
 
     def nodes(self) -> list[Node]:
         """The workers that are alive now, by name."""
-        now = self._now()
-        keys: Any = self._redis.zrange(self._alive, f"({now}", "+inf", byscore=True)
-        if not keys:
-            return []
-        details: Any = self._redis.hmget(self._details, sorted(keys))
-        return [_node(text) for text in details if text]
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.zrange(self._alive, 0, -1, withscores=True)
+        pipeline.hgetall(self._details)
+        (seconds, microseconds), expiries, details = pipeline.execute()
+        now = seconds + microseconds / 1_000_000
+        alive = sorted(key for key, expires in expiries if expires > now)
+        return [_node(details[key]) for key in alive if key in details]
 
     def slots(self) -> int:
         """How many runs the fleet can execute at once."""
@@ -112,7 +114,8 @@ class NodeReporter:
 
     Not from Celery's timer: that stops at the start of a warm shutdown. The first report is made
     before :meth:`start` returns where Redis answers, so that a worker that is ready is counted.
-    ``on_drain`` is called, once, when the worker is to take no new runs.
+    ``on_drain`` is called, once, when the worker is to take no new runs, and ``on_report`` with
+    each report; it may raise :class:`redis.RedisError`.
     """
 
     def __init__(
@@ -121,12 +124,14 @@ class NodeReporter:
         node: Node,
         *,
         on_drain: Callable[[], None],
+        on_report: Callable[[], object],
         interval_seconds: float = REPORT_INTERVAL,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         self._fleet = fleet
         self._node = node
         self._on_drain = on_drain
+        self._on_report = on_report
         self._interval = interval_seconds
         self._wait = wait
         self._stopping = threading.Event()
@@ -160,6 +165,7 @@ class NodeReporter:
                 self._begin_to_drain()
             self._fleet.report(self._node)
             self._fleet.forget_dead()
+            self._on_report()
         except RedisError as error:
             if self._reachable:
                 logger.warning("Redis is unreachable, slots are not reported: %s", error)

@@ -49,8 +49,13 @@ class Job:
         flow_run: schemas.FlowRun,
         prepared: preparation.Prepared,
         on_started: Callable[[str], None],
+        *,
+        adopted: str | None = None,
     ) -> base.ExecutorResult:
-        """Start the job and wait for its end; raises what the executor raises."""
+        """Start the job and wait for its end; raises what the executor raises.
+
+        With ``adopted``, the infrastructure pid of a job that is there, that one is waited for.
+        """
         self._prepared = prepared
         self._due = flow_run.state.state_details.scheduled_time if flow_run.state else None
 
@@ -62,6 +67,8 @@ class Job:
             on_started(identifier)
 
         try:
+            if adopted is not None:
+                return prepared.executor.adopt(adopted, prepared.configuration, started)
             return prepared.executor.run(flow_run, prepared.configuration, started)
         finally:
             with self._lock:
@@ -79,6 +86,13 @@ class Job:
             if self.stop_reason is None or reason is planning.StopReason.LOST:
                 self.stop_reason = reason
             self._kill_in_background()
+
+    def release(self) -> None:
+        """Leave the job to whom has adopted it."""
+        with self._lock:
+            self.stop_reason = planning.StopReason.LOST
+            if self._prepared is not None and self.identifier is not None and not self._ended:
+                self._prepared.executor.release(self.identifier)
 
     def may_be_restarted(self) -> bool:
         """Whether recovery could start the run again while this job still goes on."""

@@ -15,6 +15,7 @@ from dispatcher import claims, planning, wakeups
 # Of the lease: how often it is renewed, so that several renewals may fail before it is over.
 RENEWALS_PER_LEASE = 5
 MAX_RENEW_INTERVAL = 2.0  # seconds; also how long a cancel waits where no signal can wake
+MAX_WATCH_INTERVAL = 1.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ logger = logging.getLogger(__name__)
 class LeaseKeeper:
     """Renews a lease from a thread of its own, at each wake-up and at intervals.
 
-    ``on_stop`` is called with the reason whenever the job must stop, so it may be called again
-    and must not block. While Redis is away the lease is not lost, only a fence that has moved on
-    is; but a job that recovery could start again elsewhere (``may_be_restarted``) is stopped once
-    the lease has not been renewed for its whole length, by this process's own clock.
+    ``on_stop`` is called with the reason whenever the job must stop, so it may be called again, by
+    two threads, and must not block. While Redis is away the lease is not lost, only a fence that
+    has moved on is; but a job that recovery could start again elsewhere (``may_be_restarted``) is
+    stopped once the lease has not been renewed for its whole length, by this process's own clock.
+    A second thread sees to that, which never waits for Redis.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class LeaseKeeper:
         self._lease = lease
         self._lease_seconds = lease_seconds
         self._interval = min(lease_seconds / RENEWALS_PER_LEASE, MAX_RENEW_INTERVAL)
+        self._watch_interval = min(self._interval, MAX_WATCH_INTERVAL)
         self._wakeup = wakeup
         self._on_stop = on_stop
         self._may_be_restarted = may_be_restarted
@@ -52,20 +55,21 @@ class LeaseKeeper:
         self._renewed_at = monotonic()
         self._stopping = threading.Event()
         self._reachable = True
-        # In a copy of the context, so that its lines show which run they belong to.
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._loop,), name="lease-keeper", daemon=True
+        self._threads = (
+            _thread("lease-keeper", self._keep),
+            _thread("lease-watcher", self._watch),
         )
 
     def __enter__(self) -> LeaseKeeper:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
         self._stopping.set()
         self._wakeup.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def look(self) -> None:
         """Renew once, now, and see whether the worker is to stop.
@@ -73,8 +77,7 @@ class LeaseKeeper:
         Raises:
             redis.RedisError: the ledger is away.
         """
-        if self._stop_requested():
-            self._on_stop(planning.StopReason.SHUTDOWN)
+        self._check_stop_requested()
         self._renew()
 
     def _renew(self) -> None:
@@ -98,23 +101,32 @@ class LeaseKeeper:
         )
         return claims.Renewal.HELD if restored else claims.Renewal.LOST
 
+    def _check_stop_requested(self) -> None:
+        if self._stop_requested():
+            self._on_stop(planning.StopReason.SHUTDOWN)
+
     def _check_lease_is_over(self) -> None:
         over = self._monotonic() - self._renewed_at >= self._lease_seconds
         if over and self._may_be_restarted():
             self._on_stop(planning.StopReason.UNREACHABLE)
 
-    def _loop(self) -> None:
+    def _keep(self) -> None:
         while not self._stopping.is_set():
             self._wakeup.wait(self._interval)
             if not self._stopping.is_set():
                 self._try_to_look()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(self._watch_interval):
+            # The keeper may hang in Redis, which must not keep the job from being stopped.
+            self._check_stop_requested()
+            self._check_lease_is_over()
 
     def _try_to_look(self) -> None:
         try:
             self.look()
         except RedisError as error:
             self._note_reachable(False, error)
-            self._check_lease_is_over()
         else:
             self._note_reachable(True)
 
@@ -126,3 +138,9 @@ class LeaseKeeper:
             else:
                 logger.warning("the lease of flow run %s cannot be renewed: %s", run_id, error)
         self._reachable = reachable
+
+
+def _thread(name: str, target: Callable[[], None]) -> threading.Thread:
+    # In a copy of the context, so that its lines show which run they belong to.
+    context = contextvars.copy_context()
+    return threading.Thread(target=context.run, args=(target,), name=name, daemon=True)

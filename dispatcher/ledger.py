@@ -9,6 +9,7 @@ that a cluster keeps them in one place.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import resources
@@ -24,6 +25,8 @@ PREFIX = "{dispatcher}:"
 
 # How long a closed claim is remembered, to refuse late deliveries of its message.
 RETENTION_SECONDS = 3600.0
+# How many claims are read at once: Redis answers nobody else meanwhile, for a few milliseconds.
+READ_CHUNK = 500
 
 
 class RedisLedger:
@@ -130,6 +133,11 @@ class RedisLedger:
         ]
         return bool(self._scripts.expire(self._keys(claim.flow_run_id), args))
 
+    def forfeit(self, claim: NewClaim, *, node: str) -> str | None:
+        """Note that a claim's holder on a Celery worker is dead: its lease is over now."""
+        keys = [self._key(claim.flow_run_id)]
+        return self._scripts.forfeit(keys, [str(claim.claim_id), node]) or None
+
     def get(self, flow_run_id: UUID) -> Claim | None:
         """Read a claim, open or closed."""
         fields: Any = self._redis.hgetall(self._key(flow_run_id))
@@ -143,10 +151,11 @@ class RedisLedger:
     def open_claims(self) -> list[Claim]:
         """Every claim that is not closed, oldest first."""
         indexes: Any = [self._redis.zrange(key, 0, -1) for key in (self._index, self._unreported)]
-        pipeline = self._redis.pipeline(transaction=False)
-        for member in [*indexes[0], *indexes[1]]:
-            pipeline.hgetall(self._key(member))
-        found = [_claim(fields) for fields in pipeline.execute() if fields]
+        keys = [self._key(member) for index in indexes for member in index]
+        found: list[Claim] = []
+        for start in range(0, len(keys), READ_CHUNK):
+            rows = json.loads(self._scripts.read(keys[start : start + READ_CHUNK]))
+            found += [_claim(dict(zip(row[::2], row[1::2], strict=True))) for row in rows]
         live = [claim for claim in found if claim.stage is not Stage.CLOSED]
         return sorted(live, key=lambda claim: claim.opened_at)
 
@@ -170,22 +179,25 @@ class _Scripts:
     """The Lua scripts, which lie beside this module in ``lua/``."""
 
     def __init__(self, redis: Redis) -> None:
-        self.open = _script(redis, "open")
-        self.accept = _script(redis, "accept")
-        self.resend = _script(redis, "resend")
-        self.acquire = _script(redis, "acquire")
-        self.renew = _script(redis, "renew")
-        self.restore = _script(redis, "restore")
-        self.cancel = _script(redis, "cancel")
-        self.finish = _script(redis, "finish")
-        self.close = _script(redis, "close")
-        self.expire = _script(redis, "expire")
+        self.open = script(redis, "open")
+        self.accept = script(redis, "accept")
+        self.resend = script(redis, "resend")
+        self.acquire = script(redis, "acquire")
+        self.renew = script(redis, "renew")
+        self.restore = script(redis, "restore")
+        self.cancel = script(redis, "cancel")
+        self.finish = script(redis, "finish")
+        self.close = script(redis, "close")
+        self.expire = script(redis, "expire")
+        self.forfeit = script(redis, "forfeit")
+        self.read = script(redis, "read")
 
 
-def _script(redis: Redis, name: str) -> Any:
+def script(redis: Redis, name: str) -> Any:
+    """One of the Lua scripts beside this module, ready to be called."""
     source = resources.files("dispatcher").joinpath("lua", f"{name}.lua").read_text("utf-8")
-    script: Script = redis.register_script(source)
-    return script
+    registered: Script = redis.register_script(source)
+    return registered
 
 
 def _ms(seconds: float) -> str:

@@ -31,6 +31,14 @@ class CeleryMessenger:
         """Ask for a poll now."""
         self.send_tick(tasks.POLL, pool)
 
+    def send_cancel(self, pool: str) -> None:
+        """Ask for a look for runs to cancel now."""
+        self.send_tick(tasks.CANCEL, pool)
+
+    def send_recover(self, pool: str) -> None:
+        """Ask for a look at what nobody takes care of now."""
+        self.send_tick(tasks.RECOVER, pool)
+
     def send_tick(self, task: str, pool: str) -> None:
         """Ask for one piece of control work now."""
         self._app.send_task(task, args=(pool,), queue=tasks.CONTROL_QUEUE, ignore_result=True)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 from redis import Redis
 
-from dispatcher import ledger
+from dispatcher import ledger, locks
 
 LIFETIME = 5.0  # seconds; a nudge whose poll was lost blocks the next one no longer than this
 
 
+def lock_name(pool: str) -> str:
+    """The lock that a poll of a pool holds while it is at work."""
+    return f"poll:{pool}"
+
+
 class Nudges:
-    """One flag per pool: set by finished runs, taken by the poll that serves them."""
+    """One nudge at most per pool: given by finished runs, taken by the poll that serves them.
+
+    A poll at work is not sent another one: it would find the lock taken. So whoever holds that
+    lock looks for a nudge once more after giving it up.
+    """
 
     def __init__(
         self, redis: Redis, send_poll: Callable[[str], None], *, prefix: str = ledger.PREFIX
@@ -22,8 +33,9 @@ class Nudges:
         self._prefix = prefix
 
     def nudge(self, pool: str) -> None:
-        """Ask for a poll, unless one is on its way already."""
-        if self._redis.set(self._key(pool), "1", nx=True, px=int(LIFETIME * 1000)):
+        """Ask for a poll, unless one is at work or on its way already."""
+        keys = [self._key(pool), locks.key(lock_name(pool), prefix=self._prefix)]
+        if self._script(keys, [int(LIFETIME * 1000)]):
             self._send_poll(pool)
 
     def is_waiting(self, pool: str) -> bool:
@@ -34,5 +46,15 @@ class Nudges:
         """Whether somebody nudged since the last take."""
         return bool(self._redis.delete(self._key(pool)))
 
+    def wait(self, pool: str, seconds: float) -> bool:
+        """Take a nudge that is there or comes within some time; whether there was one."""
+        if seconds <= 0:  # which Redis would take for ever
+            return self.take(pool)
+        return self._redis.blpop([self._key(pool)], timeout=seconds) is not None
+
     def _key(self, pool: str) -> str:
-        return f"{self._prefix}nudge:{pool}"
+        return f"{self._prefix}nudges:{pool}"
+
+    @cached_property
+    def _script(self) -> Any:
+        return ledger.script(self._redis, "nudge")

@@ -15,11 +15,11 @@ GAP_SECONDS = 15.0
 
 
 class Observations:
-    """Memory of one fleet's recover tasks. Durations are seconds by Redis' clock.
+    """Memory of one fleet's workers and recover tasks. Durations are seconds by Redis' clock.
 
     ``patience_seconds`` is how long something must have been so before it counts: long enough
-    for every holder that is alive to show itself. A pause between two ticks longer than
-    ``gap_seconds`` means that the ledger, or the schedule, was away.
+    for every holder that is alive to show itself. A time longer than ``gap_seconds`` in which
+    nobody looked means that the ledger was away.
     """
 
     def __init__(
@@ -36,16 +36,22 @@ class Observations:
         self._steady = _script(redis, "steady")
         self._unclaimed = _script(redis, "unclaimed")
 
-    def is_steady(self, pool: str) -> bool:
-        """Note a look at a pool; true if nobody's lease can have run out for lack of Redis.
+    def note(self) -> float:
+        """Note that the ledger is there; return for how many seconds it has been, without a gap.
 
-        After a gap in the looks, or with a ledger that is new, leases count only again once
-        every holder has had the time to renew.
+        Every worker does so all the time, so that nothing but an outage of the ledger, or of the
+        whole fleet, makes a gap.
         """
-        elapsed_ms = self._steady(
-            keys=[f"{self._prefix}steady:{pool}"], args=[int(self._gap * 1000)]
-        )
-        return bool(elapsed_ms >= self._patience * 1000)
+        elapsed_ms = self._steady(keys=[f"{self._prefix}steady"], args=[int(self._gap * 1000)])
+        return float(elapsed_ms) / 1000
+
+    def is_steady(self) -> bool:
+        """Whether nobody's lease can have run out for lack of Redis.
+
+        After a gap, or with a ledger that is new, leases count only again once every holder has
+        had the time to renew.
+        """
+        return self.note() >= self._patience
 
     def unclaimed(self, pool: str, flow_run_ids: Sequence[UUID]) -> set[UUID]:
         """Note the runs of a pool that have no claim now; return those long without one."""

@@ -3,28 +3,61 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
-from dispatcher import catalog, claims, errors, fleet, locks, nudges, planning, polls
+from dispatcher import (
+    catalog,
+    claims,
+    errors,
+    fleet,
+    locks,
+    nudges,
+    parallel,
+    planning,
+    polls,
+    turns,
+)
 from dispatcher.api import client, schemas
 
 # A second poll meanwhile does no harm, so the lock need not outlive a poll that was killed.
 LOCK_SECONDS = 15.0
-# A poll that is nudged while it works starts over, but leaves the worker's place after this many.
+# A poll that finds more and more to claim leaves the worker's place to others after so many looks
+# at the pool, and after so long it serves no more nudges.
 MAX_ROUNDS = 20
+STAY_SECONDS = 0.5
+# How long after its last claim it waits for a nudge. Runs that are over sooner have one poll for
+# many of them, and not a message for each.
+LINGER_SECONDS = 0.1
+# How long after such a nudge it lets others come: slots that become free together are one look.
+GATHER_SECONDS = 0.01
+# How many runs are claimed at once, each over a connection of its own. A server on SQLite writes
+# one after the other anyway; more would only queue up there, before the requests of engines.
+CONNECTIONS = 6
 
 logger = logging.getLogger(__name__)
 
 Publish = Callable[[schemas.FlowRun, claims.NewClaim, str], None]
 
 
+@dataclass(frozen=True)
+class _Round:
+    """What one look at a pool came to; ``has_more`` if another one may find more to claim."""
+
+    granted: int = 0
+    has_more: bool = False
+    refused: frozenset[UUID] = frozenset()
+
+
 class Poller:
     """Claims as many due runs of a pool as the fleet has free slots.
 
     ``publish`` sends a claimed run to the workers. The order of the steps is what keeps a run
-    from being lost or doubled: ledger, then Prefect, then message.
+    from being lost or doubled: ledger, then Prefect, then message. Several runs take them side by
+    side, so neither claims nor messages are strictly in the order of the plan.
     """
 
     def __init__(
@@ -33,6 +66,7 @@ class Poller:
         api: client.PrefectClient,
         book: claims.Ledger,
         known: catalog.Catalog,
+        order: turns.Turns,
         workers: fleet.Fleet,
         mutex: locks.Locks,
         calls: nudges.Nudges,
@@ -42,11 +76,17 @@ class Poller:
         worker_name: str,
         work_queues: Sequence[str] = (),
         prefetch_seconds: float = 10.0,
+        connections: int = CONNECTIONS,
+        stay_seconds: float = STAY_SECONDS,
+        linger_seconds: float = LINGER_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
         self._ledger = book
         self._catalog = known
+        self._turns = order
         self._fleet = workers
         self._locks = mutex
         self._nudges = calls
@@ -56,6 +96,11 @@ class Poller:
         self._executor_types = frozenset(executor_types)
         self._work_queues = tuple(work_queues)
         self._prefetch = timedelta(seconds=prefetch_seconds)
+        self._connections = connections
+        self._stay_seconds = stay_seconds
+        self._linger_seconds = linger_seconds
+        self._monotonic = monotonic
+        self._sleep = sleep
         self._now = now
         self._bulk = True
 
@@ -69,31 +114,91 @@ class Poller:
             errors.ApiError: the API could not be asked; what was claimed is published.
         """
         claimed = 0
-        for _ in range(MAX_ROUNDS):
-            with self._locks.hold(f"poll:{pool}", lease_seconds=LOCK_SECONDS) as held:
+        leave_at = self._monotonic() + self._stay_seconds
+        while True:
+            with self._locks.hold(nudges.lock_name(pool), lease_seconds=LOCK_SECONDS) as held:
                 if not held:
                     return claimed
                 self._nudges.take(pool)
-                granted = self._round(pool)
+                granted, is_done = self._attend(pool, leave_at)
                 self._polls.record(pool)
             claimed += granted
-            # Looked at after the lock is free: the poll that a nudge sent found it taken and went.
+            # Looked at after the lock is free: who nudges a poll at work sends no other one.
             # Not taken yet: if another poll is quicker to the lock, the nudge is that one's.
-            if granted < client.PAGE_LIMIT and not self._nudges.is_waiting(pool):
+            if is_done and not self._nudges.is_waiting(pool):
                 return claimed
+            if not is_done or self._monotonic() >= leave_at:
+                break
         self._nudges.take(pool)
         self._nudges.nudge(pool)
         return claimed
 
-    def _round(self, pool: str) -> int:
+    def _attend(self, pool: str, leave_at: float) -> tuple[int, bool]:
+        """Claim while there is something to claim; how many, and whether that was all.
+
+        Runs that end meanwhile are waited for, as long as that keeps leading to claims.
+        """
+        claimed, linger_until = 0, 0.0
+        refused: frozenset[UUID] = frozenset()
+        for _ in range(MAX_ROUNDS):
+            done = self._round(pool, refused)
+            claimed += done.granted
+            now = self._monotonic()
+            if done.granted:
+                linger_until = now + self._linger_seconds
+            patience = 0.0 if done.has_more else min(linger_until, leave_at) - now
+            if now < leave_at and self._nudges.wait(pool, patience):
+                refused = frozenset()  # what has ended may have made room for them
+                self._sleep(GATHER_SECONDS)
+                self._nudges.take(pool)
+            elif done.has_more:
+                refused |= done.refused
+            else:
+                return claimed, True
+        return claimed, False
+
+    def _round(self, pool: str, refused: frozenset[UUID]) -> _Round:
         slots = self._fleet.slots()
         claimed = self._ledger.open_run_ids()
         free = planning.free_slots(slots=slots, open_claims=len(claimed))
         if not free or not self._is_served(pool):
-            return 0
-        rows = self._due(pool, limit=min(free, client.PAGE_LIMIT))
-        runs = planning.plan_claims(rows, claimed=claimed, free_slots=free)
-        return sum(self._claim(pool, run, slots=slots) for run in runs)
+            return _Round()
+        limit = min(free, client.PAGE_LIMIT)
+        due_before = self._now() + self._prefetch
+        rows = self._due(pool, due_before=due_before, limit=limit)
+        look = self._turns.look(pool, rows, limit=limit, due_before=due_before, refused=refused)
+        runs = planning.plan_claims(
+            rows,
+            look.others,
+            claimed=claimed,
+            free_slots=free,
+            served=look.served,
+            refused=refused,
+        )
+        if look.contested:
+            self._turns.note(pool, runs)
+        return self._claim_all(pool, runs, slots=slots, is_full=len(rows) >= limit)
+
+    def _claim_all(
+        self, pool: str, runs: Sequence[schemas.FlowRun], *, slots: int, is_full: bool
+    ) -> _Round:
+        """Claim runs side by side; one that fails leaves the others alone.
+
+        ``is_full`` says that the server may have more to show, for which there is room where
+        something was refused.
+        """
+        granted = parallel.for_each(
+            runs,
+            lambda run: self._claim(pool, run, slots=slots),
+            threads=self._connections,
+            only_its_own=errors.ApiResponseError,
+        )
+        refused = {planning.turn_of(run) for run, ok in zip(runs, granted, strict=True) if not ok}
+        return _Round(
+            granted=sum(granted),
+            has_more=is_full and bool(refused or sum(granted) >= client.PAGE_LIMIT),
+            refused=frozenset(refused),
+        )
 
     def _is_served(self, pool: str) -> bool:
         try:
@@ -102,11 +207,13 @@ class Poller:
             # The sync task creates it, or says that it may not.
             return False
 
-    def _due(self, pool: str, *, limit: int) -> list[schemas.ScheduledFlowRun]:
+    def _due(
+        self, pool: str, *, due_before: datetime, limit: int
+    ) -> list[schemas.ScheduledFlowRun]:
         return self._api.get_scheduled_flow_runs(
             pool,
             work_queue_names=self._work_queues,
-            scheduled_before=self._now() + self._prefetch,
+            scheduled_before=due_before,
             limit=limit,
         )
 

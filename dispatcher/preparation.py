@@ -32,6 +32,10 @@ class Prepared:
     labels: dict[str, str]
     infra_retries: int | None
 
+    def find(self, run: schemas.FlowRun) -> str | None:
+        """Find the run's job that has outlived its worker; as ``find_infrastructure`` does."""
+        return self.executor.find_infrastructure(run, self.configuration)
+
     def kill(self, infrastructure_pid: str, *, grace_seconds: float) -> None:
         """Kill the run's job; raises as ``BaseExecutor.kill_infrastructure`` does."""
         self.executor.kill_infrastructure(

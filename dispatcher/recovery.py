@@ -21,6 +21,9 @@ LOCK_SECONDS = 15.0
 MAX_REMEMBERED = 10_000
 State = schemas.StateType
 HELD = claims.Stage.HELD
+ANY_SLOTS = 1_000_000
+
+_ADOPTABLE = frozenset({State.PENDING, State.RUNNING})
 
 # With these nothing can be done for any run.
 _AWAY = (
@@ -78,7 +81,7 @@ class Recoverer:
         with self._locks.hold(f"recover:{pool}", lease_seconds=LOCK_SECONDS) as held:
             if not held:
                 return 0
-            steady = self._observations.is_steady(pool)
+            steady = self._observations.is_steady()
             open_claims = [claim for claim in self._ledger.open_claims() if claim.pool == pool]
             actions = planning.plan_recovery(
                 open_claims, now=self._ledger.now(), limits=self._limits, leases_count=steady
@@ -110,7 +113,7 @@ class Recoverer:
             self._publish(run, claim.new, claim.pool)
 
     def _resend(self, claim: claims.Claim, run: schemas.FlowRun | None) -> None:
-        if run is None or not _is_pending_of(claim, run):
+        if run is None or not (claim.adopts or _is_pending_of(claim, run)):
             self._take_back(claim, run)
         elif self._ledger.resend(claim.new):
             logger.warning("flow run %s did not start in time; its task is sent again", run.id)
@@ -186,6 +189,8 @@ class Recoverer:
         return self._ours[state_id]
 
     def _decide(self, run: schemas.FlowRun, pool: str, *, attempt: int, loss: str) -> None:
+        if self._hand_over(run, pool):
+            return
         retries = self._preparation.infra_retries(run)
         self._kill_leftover(run, pool)
         verdict = planning.decide_lost(
@@ -197,6 +202,31 @@ class Recoverer:
         )
         if verdict is not None:
             self._reporter.carry_out(run.id, run, verdict)
+
+    def _hand_over(self, run: schemas.FlowRun, pool: str) -> bool:
+        """Have a job that has outlived its worker adopted by another; whether there is one."""
+        if run.state is None or run.state.type not in _ADOPTABLE or not self._lives(run, pool):
+            return False
+        adoption = claims.new_adoption()
+        claim = claims.NewClaim(run.id, adoption)
+        # Whatever slots there are: the job uses what it uses already.
+        if self._ledger.open([claim], pool=pool, transition_id=adoption, slots=ANY_SLOTS):
+            self._ledger.accept(claim)
+            logger.warning("flow run %s has lost its worker but not its job", run.id)
+            self._publish(run, claim, pool)
+        return True
+
+    def _lives(self, run: schemas.FlowRun, pool: str) -> bool:
+        try:
+            return self._preparation.prepare(run, pool).find(run) is not None
+        except (executor_errors.ExecutorError, errors.ObjectNotFound) as error:
+            logger.debug("flow run %s: whether its job lives is unknown: %s", run.id, error)
+        except _AWAY:
+            raise
+        except Exception:
+            # Whatever an executor raises, the run must not stay as it is for ever.
+            logger.exception("flow run %s: whether its job lives is unknown", run.id)
+        return False
 
     def _kill_leftover(self, run: schemas.FlowRun, pool: str) -> None:
         """Kill what is left of a lost job, where that can be done from here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -35,9 +36,11 @@ from dispatcher import (
     reporting,
     settings,
     stops,
+    subscription,
+    turns,
     wakeups,
 )
-from dispatcher.api import client, retry, schemas
+from dispatcher.api import client, event_stream, retry, schemas
 
 # For a question whose answer is of no use later than this; the margin of a lease is 8 s.
 HASTY_TIMEOUT = 2.0  # seconds
@@ -51,6 +54,12 @@ class Messenger(Protocol):
 
     def send_poll(self, pool: str) -> None:
         """Ask for a poll now."""
+
+    def send_cancel(self, pool: str) -> None:
+        """Ask for a look for runs to cancel now."""
+
+    def send_recover(self, pool: str) -> None:
+        """Ask for a look at what nobody takes care of now."""
 
     def revoke(self, claim_id: UUID) -> None:
         """Discard a claim's task if it waits, wake it if it runs."""
@@ -149,12 +158,25 @@ class Services:
         return nudges.Nudges(self.redis, self.messenger.send_poll)
 
     @cached_property
+    def subscription(self) -> subscription.Subscription:
+        """What Prefect tells by itself."""
+        return subscription.Subscription(
+            open_stream=functools.partial(event_stream.open_stream, self.api.transport),
+            read_pool=self.api.read_work_pool,
+            pools=self.options.work_pools,
+            mutex=locks.Locks(self.redis),
+            on_due=self.nudges.nudge,
+            on_cancelling=self.messenger.send_cancel,
+        )
+
+    @cached_property
     def poller(self) -> polling.Poller:
         """The poll task's work."""
         return polling.Poller(
             api=self.api,
             book=self.ledger,
             known=self.catalog,
+            order=turns.Turns(api=self.api, redis=self.redis, known=self.catalog),
             workers=self.fleet,
             mutex=locks.Locks(self.redis),
             calls=self.nudges,
@@ -199,27 +221,36 @@ class Services:
         )
 
     @cached_property
-    def recoverer(self) -> recovery.Recoverer:
-        """The recover task's work."""
-        limits = planning.Limits(
+    def limits(self) -> planning.Limits:
+        """How long claims may stay untouched."""
+        return planning.Limits(
             lease_seconds=self.options.lease_seconds,
             infra_retries=self.options.infra_retries,
             recover_interval=self.options.recover_interval,
         )
+
+    @cached_property
+    def observations(self) -> observations.Observations:
+        """For how long the ledger has been there."""
+        return observations.Observations(
+            self.redis,
+            patience_seconds=self.limits.lost_lease_seconds,
+            gap_seconds=self.limits.gap_seconds,
+        )
+
+    @cached_property
+    def recoverer(self) -> recovery.Recoverer:
+        """The recover task's work."""
         return recovery.Recoverer(
             api=self.api,
             book=self.ledger,
             mutex=locks.Locks(self.redis),
-            seen=observations.Observations(
-                self.redis,
-                patience_seconds=limits.lost_lease_seconds,
-                gap_seconds=limits.gap_seconds,
-            ),
+            seen=self.observations,
             prepare=self.preparation,
             reporter=self.reporter,
             publish=self.messenger.send_execute,
             revoke=self.messenger.revoke,
-            limits=limits,
+            limits=self.limits,
             worker_name=self.options.worker_name,
         )
 

@@ -107,8 +107,26 @@ class Settings(BaseSettings):
             "or started again from its beginning."
         ),
     )
+    stop_timeout: PositiveFloat | None = Field(
+        default=None,
+        description=(
+            "Seconds for which a worker that gets SIGTERM waits for its runs before it stops them; "
+            "no limit if empty."
+        ),
+    )
     grace_seconds: NonNegativeFloat = Field(
         default=30.0, description="Seconds a cancelled run has to end before it is killed."
+    )
+    start: Literal["auto", "warm", "cold"] = Field(
+        default="auto",
+        description=(
+            "How processes of flow runs are started: as forks of one that has imported Prefect "
+            "(warm), as new ones (cold), or warm whenever that is possible at once (auto)."
+        ),
+    )
+    preload: Names = Field(
+        default=(),
+        description="Modules that flow runs started warm find imported, comma-separated.",
     )
     prefect_api_url: str = Field(
         repr=False,  # it may hold a password
@@ -134,7 +152,7 @@ class Settings(BaseSettings):
         description="Further headers of every API request, as a JSON object.",
     )
 
-    @field_validator("work_pools", "work_queues", mode="before")
+    @field_validator("work_pools", "work_queues", "preload", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         """Take ``a,b`` or, for names with a comma, a JSON list."""

@@ -1,17 +1,20 @@
-"""A worker's request to its pool child to stop: SIGTERM, heard by the task that executes a run.
+"""Stopping: what a pool child makes of a request to stop, and a worker of one that lasts too long.
 
-Celery sends it to the children of a worker that shuts down cold, and would have it raise
+Celery sends SIGTERM to the children of a worker that shuts down cold, and would have it raise
 ``SystemExit`` in the middle of whatever the task does. Here the task stops its job first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 class StopRequests:
@@ -41,3 +44,31 @@ class StopRequests:
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self.requested = True
         self._wake()
+
+
+class StopTimeout:
+    """Lets a worker that was asked to stop wait for its runs for so long and no longer.
+
+    Celery itself waits for ever after SIGTERM, and its soft shutdown, which has a time-out,
+    sleeps for the whole of it even with nothing left to wait for. ``seconds`` is ``None`` for no
+    time-out.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+
+    def begin(self) -> None:
+        """Begin to wait; what the process does meanwhile is its own business."""
+        if self._seconds is None:
+            return
+        timer = threading.Timer(self._seconds, self._hurry)
+        timer.name = "stop-timeout"
+        timer.daemon = True
+        timer.start()
+
+    def _hurry(self) -> None:
+        logger.warning(
+            "the worker has not stopped within %g s (DISPATCHER_STOP_TIMEOUT); it stops its runs",
+            self._seconds,
+        )
+        os.kill(os.getpid(), signal.SIGQUIT)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from celery import Celery, Task
 
-from dispatcher import claims, services, ticks
+from dispatcher import claims, losses, services, ticks
 
 POLL = "dispatcher.poll"
 EXECUTE = "dispatcher.execute"
@@ -26,25 +26,31 @@ def register(app: Celery, parts: services.Services) -> None:
     poller, canceller, recoverer = parts.poller, parts.canceller, parts.recoverer
     pool_sync, execution = parts.pool_sync, parts.execution
 
-    @app.task(name=POLL, shared=False)
+    # Ticks come and go by the thousand: in Flower they would only hide the runs.
+    quiet: dict[str, Any] = {"shared": False, "send_events": False}
+
+    @app.task(name=POLL, **quiet)
     def poll(pool: str) -> str | None:
         return tick.run("poll", pool, lambda: poller.poll(pool))
 
-    @app.task(name=CANCEL, shared=False)
+    @app.task(name=CANCEL, **quiet)
     def cancel(pool: str) -> str | None:
         return tick.run("cancel", pool, lambda: canceller.cancel(pool))
 
-    @app.task(name=RECOVER, shared=False)
+    @app.task(name=RECOVER, **quiet)
     def recover(pool: str) -> str | None:
         return tick.run("recover", pool, lambda: recoverer.recover(pool))
 
-    @app.task(name=SYNC, shared=False)
+    @app.task(name=SYNC, **quiet)
     def sync(pool: str) -> str | None:
         return tick.run("sync", pool, lambda: pool_sync.sync(pool))
 
-    @app.task(name=EXECUTE, shared=False, bind=True)
-    def execute(self: Task[Any, str], flow_run_id: str, claim_id: str) -> str:
+    lost = losses.Losses(parts.ledger, parts.messenger.send_recover)
+
+    @app.task(name=EXECUTE, shared=False, bind=True, Request=losses.request_class(lost))
+    def execute(self: Task[Any, str], /, flow_run_id: str, claim_id: str, **_later: Any) -> str:
         # The arguments come from the broker, so they only name a claim; the ledger has the rest.
+        # A worker of a later version may say more.
         claim = claims.NewClaim(UUID(flow_run_id), UUID(claim_id))
         worker = str(self.request.hostname)
         return ticks.run_claim(flow_run_id, lambda: execution.execute(claim, worker=worker))

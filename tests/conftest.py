@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.api import client, transport
+from dispatcher.api import client, retry, transport
 from dispatcher.testing import prefect_objects
 from tests import faulty_proxy, redis_server, stack
 from tests import prefect_server as prefect_servers
@@ -50,7 +50,9 @@ def server_objects(
     prefect_server: prefect_servers.PrefectServer,
 ) -> Iterator[prefect_objects.PrefectObjects]:
     """Makes flows, deployments and runs on the real Prefect server."""
-    connection = transport.Transport(prefect_server.api_url)
+    # While flows run, a server on SQLite turns away much of what it is asked, for many seconds.
+    patient = retry.RetryPolicy(max_attempts=60, budget_seconds=90.0, longest_pause_seconds=1.5)
+    connection = transport.Transport(prefect_server.api_url, retry_policy=patient)
     yield prefect_objects.PrefectObjects(client.PrefectClient(connection))
     connection.close()
 

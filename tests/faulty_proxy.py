@@ -65,6 +65,7 @@ class FaultyProxy:
         self._target = urllib.parse.urlsplit(api_url)
         self._lock = threading.Lock()
         self._seen: list[tuple[Request, Fault | None]] = []
+        self._turned_away: list[Request] = []
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
@@ -78,6 +79,12 @@ class FaultyProxy:
         """What was received until now, failed requests too."""
         with self._lock:
             return [request for request, _ in self._seen]
+
+    @property
+    def turned_away(self) -> list[Request]:
+        """What the server itself was too busy for (503), so that it was sent again."""
+        with self._lock:
+            return list(self._turned_away)
 
     @property
     def faults(self) -> list[Fault]:
@@ -113,6 +120,9 @@ class FaultyProxy:
         try:
             connection.request(request.method, request.path, body=body, headers=headers)
             answer = connection.getresponse()
+            if answer.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+                with self._lock:
+                    self._turned_away.append(request)
             return answer.status, _passed_on(answer.getheaders()), answer.read()
         finally:
             connection.close()

@@ -43,6 +43,9 @@ SETTINGS = {
 # What nobody misses in the log of a failed test.
 NOISE = ("HTTP Request: POST", "Sending due task", "Task dispatcher.cancel", "Task dispatcher.poll")
 
+# What whoever runs the tests may choose for all stacks.
+PASSED_ON = ("DISPATCHER_START",)
+
 _NOT_INHERITED = ("PREFECT_", "DISPATCHER_", "CELERY_", "FLOWER_", "BROKER_", "RESULT_")
 
 
@@ -233,6 +236,7 @@ class Stack:
         self.environment = {
             **site.environment(self._marker, self.directory),
             **SETTINGS,
+            **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
             "PREFECT_API_URL": api_url or site.api_url,
             "DISPATCHER_REDIS_URL": self.redis_url,
             "DISPATCHER_WORK_POOLS": ",".join(self.pools),

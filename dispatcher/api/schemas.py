@@ -282,6 +282,7 @@ class FlowRunFilter:
     """Which flow runs to read; all conditions must hold.
 
     ``states_any`` makes one of ``state_types`` and ``state_names`` enough, instead of both.
+    ``not_deployment_ids`` leaves out runs without a deployment too, as the server does.
 
     Raises:
         ValueError: ``ids`` is given but empty, which is a slip of the caller's: the server would
@@ -295,6 +296,9 @@ class FlowRunFilter:
     states_any: bool = False
     work_pool_names: Collection[str] = ()
     work_queue_names: Collection[str] = ()
+    work_queue_ids: Collection[UUID] = ()
+    not_deployment_ids: Collection[UUID] = ()
+    due_before: datetime | None = None
 
     def __post_init__(self) -> None:
         if self.ids is not None and not self.ids:
@@ -302,11 +306,20 @@ class FlowRunFilter:
 
     def to_body(self) -> dict[str, Any]:
         """The JSON body of the filter, without conditions that are not set."""
-        flow_runs = {"id": self._ids(), "state": self._state()}
+        due = {"before_": self.due_before.isoformat()} if self.due_before else {}
+        flow_runs = {
+            "id": self._ids(),
+            "state": self._state(),
+            "next_scheduled_start_time": due,
+        }
         body = {
             "flow_runs": {key: value for key, value in flow_runs.items() if value},
-            "work_pools": _any_name(self.work_pool_names),
-            "work_pool_queues": _any_name(self.work_queue_names),
+            "work_pools": _any_of("name", self.work_pool_names),
+            "work_pool_queues": {
+                **_any_of("name", self.work_queue_names),
+                **_any_of("id", self.work_queue_ids),
+            },
+            "deployments": _any_of("id", self.not_deployment_ids, "not_any_"),
         }
         return {key: value for key, value in body.items() if value}
 
@@ -325,5 +338,5 @@ class FlowRunFilter:
         return state
 
 
-def _any_name(names: Collection[str]) -> dict[str, Any]:
-    return {"name": {"any_": list(names)}} if names else {}
+def _any_of(field: str, values: Collection[object], test: str = "any_") -> dict[str, Any]:
+    return {field: {test: [str(value) for value in values]}} if values else {}

@@ -10,9 +10,11 @@ import inspect
 import logging
 import os
 import random as random_module
+import ssl
 import threading
 import time
 import urllib.parse
+import urllib.request
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ TIMEOUT_SECONDS = 60.0  # as Prefect's own client
 # Below the 5 s after which a Prefect server closes an idle connection: one that it closes at the
 # moment of re-use costs a retry.
 KEEPALIVE_SECONDS = 4.0
+MAX_CONNECTIONS = 100  # of one process; no more requests than that are sent at once
 # A server takes a client whose User-Agent it cannot read, or that is older than 3.4.11, for one
 # that knows no concurrency leases, and revokes the lease of a run that such a client sets to
 # Running or Cancelling. Ours reads like one of Prefect's own development builds: that
@@ -37,6 +40,8 @@ KEEPALIVE_SECONDS = 4.0
 USER_AGENT = f"prefect/3.8.8+dispatcher.{dispatcher.__version__} (API 0.8.4)"
 
 _OK = (200, 201, 204)
+# Those of a websocket's handshake are its library's own.
+_HANDSHAKE_HEADERS = ("host", "connection", "upgrade", "user-agent")
 _CSRF_COMPLAINTS = ("csrf token", "missing client identifier")
 _LONGEST_DETAIL = 2000  # characters of the server's words that go into an error
 
@@ -53,6 +58,20 @@ _ERRORS: dict[int, type[errors.ApiResponseError]] = {
 def quote(name: str) -> str:
     """A name as one path segment; Prefect allows blanks, ``#``, ``?`` and more in names."""
     return urllib.parse.quote(name, safe="")
+
+
+@dataclass(frozen=True)
+class SocketAccess:
+    """What a websocket to the API needs: its address, TLS for ``wss``, headers and the token.
+
+    The token is what the first message carries, as it is; ``None`` for a server without
+    authentication.
+    """
+
+    url: str
+    tls: ssl.SSLContext | None
+    headers: Mapping[str, str] = field(repr=False)
+    token: str | None = field(repr=False)
 
 
 class Transport:
@@ -85,8 +104,10 @@ class Transport:
     ) -> None:
         url, url_auth_string = _split_url(api_url)
         self._url = url
-        self._headers = _headers(custom_headers or {}, api_key, auth_string, url_auth_string)
-        self._timeout_seconds = timeout_seconds
+        self._token = auth_string or api_key or url_auth_string
+        self._custom_headers = dict(custom_headers or {})
+        self._headers = dict(_headers(custom_headers or {}, api_key, auth_string, url_auth_string))
+        self._timeouts = httpx.Timeout(timeout_seconds).as_dict()
         self._retry_policy = retry_policy or retries.RetryPolicy()
         self._httpx_transport = httpx_transport
         self._on_request = on_request
@@ -133,11 +154,27 @@ class Transport:
             raise _error(call, response)
         return _json(call, response)
 
+    def socket(self, route: str) -> SocketAccess:
+        """What a websocket to a route of the API needs."""
+        is_secure = self._url.scheme == "https"
+        scheme = "wss" if is_secure else "ws"
+        return SocketAccess(
+            url=f"{self._url.copy_with(scheme=scheme)}{route}",
+            tls=httpx.create_ssl_context() if is_secure else None,
+            headers={
+                name: value.strip()
+                for name, value in self._custom_headers.items()
+                if name.lower() not in _HANDSHAKE_HEADERS
+                and not name.lower().startswith("sec-websocket-")
+            },
+            token=self._token.strip() if self._token else None,
+        )
+
     def close(self) -> None:
         """Close this process's connections; a later request opens new ones."""
         connection = self._connections.pop(os.getpid(), None)
         if connection is not None:
-            connection.client.close()
+            connection.sockets.close()
 
     def _exchange(self, call: _Call, max_attempts: int) -> httpx.Response:
         """The first answer that is not a request to come back later."""
@@ -193,9 +230,21 @@ class Transport:
         self, connection: _Connection, call: _Call, csrf_headers: Mapping[str, str]
     ) -> httpx.Response:
         self._on_request(call.method, call.route)
-        return connection.client.request(
-            call.method, call.path, json=call.json, params=call.params, headers=csrf_headers
+        request = httpx.Request(
+            call.method,
+            f"{self._url}{call.path}",
+            json=call.json,
+            params=call.params,
+            headers={**self._headers, **csrf_headers},
+            extensions={"timeout": self._timeouts},
         )
+        response = connection.sockets.handle_request(request)
+        try:
+            response.read()
+        except BaseException:
+            response.close()
+            raise
+        return response
 
     def _connection(self) -> _Connection:
         """The connections of this process.
@@ -207,17 +256,9 @@ class Transport:
         pid = os.getpid()
         connection = self._connections.get(pid)
         if connection is None:
-            connection = self._connections.setdefault(pid, _Connection(self._new_client()))
+            sockets = self._httpx_transport or _new_sockets(self._url)
+            connection = self._connections.setdefault(pid, _Connection(sockets))
         return connection
-
-    def _new_client(self) -> httpx.Client:
-        return httpx.Client(
-            base_url=self._url,
-            headers=self._headers,
-            timeout=self._timeout_seconds,
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-            transport=self._httpx_transport,
-        )
 
 
 @dataclass(frozen=True)
@@ -246,8 +287,8 @@ class _Failure:
 class _Connection:
     """What belongs to one process: its sockets and its CSRF token."""
 
-    def __init__(self, client: httpx.Client) -> None:
-        self.client = client
+    def __init__(self, sockets: httpx.BaseTransport) -> None:
+        self.sockets = sockets
         self.csrf_lock = threading.Lock()
         self.csrf_headers: Mapping[str, str] = {}
         self._csrf_client = str(uuid.uuid4())
@@ -261,6 +302,24 @@ class _Connection:
             "Prefect-Csrf-Token": token,
             "Prefect-Csrf-Client": self._csrf_client,
         }
+
+
+def _new_sockets(url: httpx.URL) -> httpx.BaseTransport:
+    """A pool of connections, through the proxy that the environment names for the address.
+
+    Without the library's client on top: what that adds to each request, such as cookies and
+    redirects, is of no use here and costs as much time as all the rest.
+    """
+    proxy = None
+    if not urllib.request.proxy_bypass(url.host):
+        proxies = urllib.request.getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all")
+    limits = httpx.Limits(
+        max_connections=MAX_CONNECTIONS,
+        max_keepalive_connections=MAX_CONNECTIONS,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+    )
+    return httpx.HTTPTransport(limits=limits, proxy=proxy)
 
 
 def _split_url(api_url: str) -> tuple[httpx.URL, str | None]:
@@ -285,7 +344,7 @@ def _headers(
     url_auth_string: str | None,
 ) -> httpx.Headers:
     """The headers of every request; ours win over custom ones of the same name."""
-    headers = httpx.Headers({"Accept": "application/json"})
+    headers = httpx.Headers({"Accept": "application/json", "Accept-Encoding": "gzip, deflate"})
     headers.update({name: _header_value(value, name) for name, value in custom.items()})
     headers["User-Agent"] = USER_AGENT
     if auth_string:

@@ -1,4 +1,4 @@
--- Note a look of the recover task, and tell for how long it has looked without a gap.
+-- Note that somebody can see the ledger, and tell for how long it was seen without a gap.
 -- KEYS: hash. ARGV: longest gap in ms.
 -- Returns the milliseconds since the last gap ended.
 local seen = redis.call('HMGET', KEYS[1], 'last', 'since')

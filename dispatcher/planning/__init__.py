@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dispatcher.planning.cancelling import CancelAction, plan_cancellation, plan_unwanted
 from dispatcher.planning.claiming import (
+    contested_queues,
     is_granted,
+    next_turns,
     owns_pending,
     plan_claims,
+    turn_of,
 )
 from dispatcher.planning.outcomes import (
     NOT_STARTED,
@@ -72,6 +75,7 @@ __all__ = [
     "cancelled_gone",
     "cancelled_unstarted",
     "concerns",
+    "contested_queues",
     "decide_lost",
     "decide_start",
     "describe_loss",
@@ -81,6 +85,7 @@ __all__ = [
     "last_pending_made_by",
     "must_be_cancelled",
     "needs_state",
+    "next_turns",
     "not_submitted",
     "outcome_from_text",
     "outcome_to_text",
@@ -93,5 +98,6 @@ __all__ = [
     "plan_unstarted",
     "plan_unwanted",
     "run_slots",
+    "turn_of",
     "without_deployment",
 ]

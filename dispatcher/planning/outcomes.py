@@ -23,9 +23,6 @@ class StopReason(StrEnum):
     UNREACHABLE = "unreachable"  # the lease may be over, and the run may be started again
 
 
-_SILENT = frozenset({StopReason.LOST, StopReason.UNREACHABLE})
-
-
 @dataclass(frozen=True)
 class Ending:
     """How a job ended, as its execute task knows it.
@@ -44,7 +41,10 @@ class Ending:
 
 Outcome = Report | Ending
 
-STOPPED_WITH_WORKER = "Its worker was told to stop and did not wait for it."
+_LOSSES: dict[StopReason | None, str] = {
+    StopReason.SHUTDOWN: "Its worker was told to stop and did not wait for it.",
+    StopReason.UNREACHABLE: "Its worker could not renew its lease on the run in time.",
+}
 
 # The run is somebody else's now, or gone: there is nothing to tell.
 NOT_STARTED = Ending(status_code=0, stopped=StopReason.LOST)
@@ -82,7 +82,7 @@ def outcome_from_text(text: str) -> Outcome:
 
 def needs_state(ending: Ending) -> bool:
     """Whether the run has to be read before its end can be reported."""
-    if ending.stopped in _SILENT or ending.reported in schemas.TERMINAL_STATES:
+    if ending.stopped is StopReason.LOST or ending.reported in schemas.TERMINAL_STATES:
         return False
     return ending.stopped is not None or ending.status_code == 0
 
@@ -94,13 +94,14 @@ def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
     refuses it for a run that has already ended.
     """
     state = run.state if run else None
-    if ending.stopped in _SILENT or ending.reported in schemas.TERMINAL_STATES:
+    if ending.stopped is StopReason.LOST or ending.reported in schemas.TERMINAL_STATES:
         return None
     if ending.stopped is StopReason.CANCEL or (state is not None and state.is_cancelling):
         return None if _has_ended(state) else verdicts.CANCELLED
-    if ending.stopped is StopReason.SHUTDOWN and run is not None:
+    if ending.stopped in _LOSSES and run is not None:
+        loss = _LOSSES[ending.stopped]
         return verdicts.decide_lost(
-            run, attempt=0, retries=0, opted_in=ending.may_restart, loss=STOPPED_WITH_WORKER
+            run, attempt=0, retries=0, opted_in=ending.may_restart, loss=loss
         )
     if ending.status_code != 0:
         detail = f" {ending.explanation}" if ending.explanation else ""

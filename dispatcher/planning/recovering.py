@@ -91,6 +91,7 @@ def plan_recovery(
     """Choose what to do about each claim that is overdue at ``now``, by the ledger's clock.
 
     ``leases_count`` is false for a while after the ledger was away: holders could not renew then.
+    One that is known to be dead need not be waited for.
     """
     actions: list[Action] = []
     for claim in open_claims:
@@ -102,7 +103,7 @@ def plan_recovery(
             actions.append(TakeBack(claim) if claim.resends >= MAX_RESENDS else Resend(claim))
         elif claim.stage is Stage.FINISHED:
             actions.append(Deliver(claim))
-        elif leases_count:
+        elif leases_count or claim.is_forfeited:
             actions.append(TakeBack(claim))
     return actions
 
@@ -140,6 +141,8 @@ def concerns(claim: claims.Claim, state: schemas.State | None) -> bool:
 
 def describe_loss(claim: claims.Claim) -> str:
     """Say to a user what became of a claim that had to be taken back."""
+    if claim.is_forfeited:
+        return f"Its process on worker {claim.node} died."
     if claim.stage is Stage.HELD:
         return f"Its worker {claim.node} was lost: it stopped renewing its lease on the run."
     return "No worker took the run over in time."

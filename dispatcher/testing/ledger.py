@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from dispatcher import ledger
-from dispatcher.claims import CancelResult, Claim, Lease, NewClaim, Refusal, Renewal, Stage
+from dispatcher.claims import (
+    FORFEITED_AT,
+    CancelResult,
+    Claim,
+    Lease,
+    NewClaim,
+    Refusal,
+    Renewal,
+    Stage,
+)
 
 _REFUSALS = {Stage.CLOSED: Refusal.CLOSED, Stage.FINISHED: Refusal.FINISHED}
 _UNHELD = frozenset({Stage.OPENED, Stage.PENDING})
@@ -206,6 +215,15 @@ class InMemoryLedger:
                 return False
             self._shut(kept, attempt=_attempts_left(kept, ended=False))
             return True
+
+    def forfeit(self, claim: NewClaim, *, node: str) -> str | None:
+        """Note that a claim's holder on a Celery worker is dead: its lease is over now."""
+        with self._lock:
+            kept = self._find(claim.flow_run_id, claim.claim_id)
+            if kept is None or kept.stage is not Stage.HELD or kept.node != node:
+                return None
+            self._keep(replace(kept, touched_at=FORFEITED_AT))
+            return kept.pool
 
     def get(self, flow_run_id: UUID) -> Claim | None:
         """Read a claim, open or closed."""

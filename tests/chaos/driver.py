@@ -1,31 +1,41 @@
 """Keeps a dispatcher under load and under fire, then checks what it promises.
 
-Run as ``python -m tests.chaos.driver --help``.
+Run as ``python -m tests.chaos.driver --help``; ``--rounds 20 --json totals.json`` runs 20 seeds in
+a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import heapq
 import itertools
+import json
+import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from tests import waiting
-from tests.chaos import faults, invariants, records, workload
+from tests.chaos import faults, invariants, pauses, records, workload
 from tests.chaos import world as worlds
 
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "d" / "prefect"
 TICK_SECONDS = 0.05
+START_VARIABLE = "DISPATCHER_START"
+STARTS = ("auto", "warm", "cold")
 
 
 @dataclass(frozen=True)
@@ -39,10 +49,11 @@ class Profile:
     settle_seconds: float = 90.0
     gentle: bool = False  # nothing that executes a run is killed
     hosts: bool = False  # each worker on a host of its own
+    start: str = field(default_factory=lambda: os.environ.get(START_VARIABLE, "auto"))
 
 
 PROFILES = {
-    "short": Profile(seconds=75.0),
+    "short": Profile(seconds=60.0),
     "long": Profile(seconds=1200.0, workers=4, runs_at_once=18),
 }
 
@@ -54,30 +65,78 @@ class Report:
     seed: int
     injected: Counter[str] = field(default_factory=Counter)
     found: Sequence[records.Record] = ()
+    felt: Sequence[pauses.Pause] = ()
     settled_after: float | None = None
+    took: float = 0.0
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         ended = Counter(record.final for record in self.found)
         executions = Counter(len(record.executions) for record in self.found)
-        settled = "never" if self.settled_after is None else f"{self.settled_after:.0f} s"
         lines = [
-            f"seed {self.seed}: {len(self.found)} runs, settled after {settled}",
+            self.summary(),
             _table("runs by final state", ended),
             _table("runs by number of executions", executions),
             _table("faults", self.injected),
-            f"longest silences: {self._longest_silences()}",
-            f"violations: {len(self.violations)}",
             *self.violations,
         ]
         return "\n".join(lines)
 
-    def _longest_silences(self) -> str:
-        longest: dict[str, float] = {}
+    def summary(self) -> str:
+        """The round in one line."""
+        settled = "never" if self.settled_after is None else f"{self.settled_after:.0f} s"
+        silences = ", ".join(
+            f"{state} {total:.1f} s (unexcused {calm:.1f} s)"
+            for state, (total, calm) in self.longest_silences().items()
+        )
+        return (
+            f"seed {self.seed}: {len(self.found)} runs, {self.injected.total()} faults, "
+            f"{len(self.violations)} violations; settled after {settled}, took {self.took:.0f} s; "
+            f"longest silences: {silences or 'none'}"
+        )
+
+    def longest_silences(self) -> dict[str, tuple[float, float]]:
+        """The longest silence in each state in seconds, and the longest that nothing excuses."""
+        longest: dict[str, tuple[float, float]] = {}
         for record in self.found:
-            for state, seconds in invariants.silences(record):
-                longest[state.value] = max(seconds, longest.get(state.value, 0.0))
-        return ", ".join(f"{state} {seconds:.1f} s" for state, seconds in longest.items())
+            for silence in invariants.silences(record):
+                total, calm = longest.get(silence.state.value, (0.0, 0.0))
+                longest[silence.state.value] = (
+                    max(total, silence.seconds),
+                    max(calm, silence.calm_seconds(self.felt)),
+                )
+        return longest
+
+    def as_json(self) -> dict[str, Any]:
+        """The round for programs."""
+        return {
+            "seed": self.seed,
+            "runs": len(self.found),
+            "runs_by_state": Counter(record.final for record in self.found),
+            "executions": sum(len(record.executions) for record in self.found),
+            "faults": self.injected.total(),
+            "faults_by_kind": self.injected,
+            "violations": self.violations,
+            "settled_after_seconds": self.settled_after,
+            "took_seconds": round(self.took, 1),
+            "longest_silence_seconds": {
+                state: {"all": round(total, 1), "unexcused": round(calm, 1)}
+                for state, (total, calm) in self.longest_silences().items()
+            },
+        }
+
+
+def totals(reports: Sequence[Report], profile: Profile) -> dict[str, Any]:
+    """Several rounds for programs."""
+    return {
+        "profile": dataclasses.asdict(profile),
+        "rounds": len(reports),
+        "clean_rounds": sum(not report.violations for report in reports),
+        "runs": sum(len(report.found) for report in reports),
+        "faults": sum(report.injected.total() for report in reports),
+        "violations": sum(len(report.violations) for report in reports),
+        "each": [report.as_json() for report in reports],
+    }
 
 
 def _table(title: str, counts: Counter[str] | Counter[int]) -> str:
@@ -128,9 +187,9 @@ class Injector:
         later = fault(self._world, self._dice)
         if later is not None:
             name = fault.__name__.replace("_", " ")
-            print(
-                f"{time.monotonic() - self._started:6.1f} s  {time.time():.2f}  {name}", flush=True
-            )
+            since = time.monotonic() - self._started
+            with (self._world.directory / "faults.txt").open("a") as file:
+                file.write(f"{since:6.1f} s  {time.time():.2f}  {name}\n")
             self.injected[name] += 1
             self._plan(later)
 
@@ -138,15 +197,16 @@ class Injector:
 def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) -> Report:
     """One round of chaos below ``directory``, whose path must be short."""
     report = Report(seed)
+    began = time.monotonic()
     dice = random.Random(seed)
     on_shutdown = dice.choice(["crash", "reschedule"])
-    print(f"on shutdown: {on_shutdown}", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     with worlds.World(
         directory,
         cache,
         workers=profile.workers,
         on_shutdown=on_shutdown,
+        start=profile.start,
         hosts=profile.hosts,
     ) as world:
         with workload.Workload(
@@ -161,10 +221,12 @@ def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) ->
             report.settled_after = _settle(world, runs, profile.settle_seconds)
         report.injected = injector.injected
         report.found = runs.results()
-        broken = invariants.violations(report.found, gentle=profile.gentle)
+        report.felt = world.pauses
+        broken = invariants.violations(report.found, gentle=profile.gentle, felt=world.pauses)
         unsettled = [] if report.settled_after is not None else ["it does not settle"]
         report.violations = unsettled + broken + _left_over(world)
         worlds.signal_all(world.job_processes(), signal.SIGKILL)
+    report.took = time.monotonic() - began
     return report
 
 
@@ -183,21 +245,59 @@ def _settle(world: worlds.World, runs: workload.Workload, seconds: float) -> flo
 
 
 def _left_over(world: worlds.World) -> list[str]:
-    processes = [
-        f"process {process.pid} of a job is left: {process.cmdline()}, "
-        f"run {process.environ().get('PREFECT__FLOW_RUN_ID')}"
-        for process in world.job_processes()
-    ]
+    processes = []
+    for process in world.job_processes():
+        # It may be gone by now.
+        with contextlib.suppress(psutil.Error):
+            run_id = process.environ().get("PREFECT__FLOW_RUN_ID")
+            processes.append(
+                f"process {process.pid} of a job is left: {process.cmdline()}, run {run_id}"
+            )
     return processes + [f"a claim is left: {claim}" for claim in world.stack.ledger.open_claims()]
+
+
+def run_rounds(
+    profile: Profile, *, seed: int, rounds: int, keep: bool, json_file: Path | None
+) -> int:
+    """Some rounds with seeds in a row; return how many were not clean.
+
+    The logs of a round that was not clean are kept, with ``keep`` those of every one.
+    """
+    reports: list[Report] = []
+    for number in range(rounds):
+        directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+        report = _run_or_break(profile, seed=seed + number, directory=directory)
+        reports.append(report)
+        print(report if rounds == 1 or report.violations else report.summary(), flush=True)
+        if report.violations or keep:
+            print(f"logs are in {directory}", flush=True)
+        else:
+            shutil.rmtree(directory)
+        if json_file is not None:
+            json_file.write_text(json.dumps(totals(reports, profile), indent=2) + "\n")
+    return sum(bool(report.violations) for report in reports)
+
+
+def _run_or_break(profile: Profile, *, seed: int, directory: Path) -> Report:
+    try:
+        return run(profile, seed=seed, directory=directory)
+    except Exception as error:  # noqa: BLE001 - such as a process that outlives its worker
+        traceback.print_exc()
+        return Report(seed, violations=[f"the round broke off: {error!r}"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.driver", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="short")
     parser.add_argument("--seed", type=int, help="repeats the choices of an earlier round")
+    parser.add_argument("--rounds", type=int, default=1, help="how many, with seeds in a row")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--minutes", type=float, help="how long faults are injected")
     parser.add_argument("--workers", type=int, help="how many Celery workers, at least 2")
     parser.add_argument("--keep", action="store_true", help="keep the logs, whatever happens")
+    parser.add_argument(
+        "--start", choices=STARTS, help="how engines are started, if not as DISPATCHER_START says"
+    )
     parser.add_argument(
         "--gentle", action="store_true", help="kill nothing that executes runs: none may crash"
     )
@@ -206,7 +306,6 @@ def main() -> int:
     )
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    print(f"seed: {seed}", flush=True)
     chosen = PROFILES[options.profile]
     profile = dataclasses.replace(
         chosen,
@@ -214,15 +313,14 @@ def main() -> int:
         workers=max(options.workers or chosen.workers, 2),
         gentle=options.gentle,
         hosts=options.hosts,
+        start=options.start or chosen.start,
     )
-    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-    report = run(profile, seed=seed, directory=directory)
-    print(report)
-    if report.violations or options.keep:
-        print(f"logs are in {directory}")
-    else:
-        shutil.rmtree(directory)
-    return 1 if report.violations else 0
+    print(f"seed: {seed}, start: {profile.start}", flush=True)
+    broken = run_rounds(
+        profile, seed=seed, rounds=options.rounds, keep=options.keep, json_file=options.json
+    )
+    print(f"{options.rounds - broken} of {options.rounds} rounds are clean")
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import redis
 
 from dispatcher import tasks
 from tests import faulty_proxy
+from tests.chaos import pauses
 from tests.chaos import world as worlds
 
 World = worlds.World
 
 # Longer than a lease and its margin are 13 s.
 LONGEST_FREEZE_SECONDS = 20.0
+LONGEST_REFUSAL_SECONDS = 12.0
 DRAIN_SECONDS = 30.0
 DUPLICATES = 3
 
@@ -41,32 +43,30 @@ def _free_worker(world: World, dice: random.Random) -> worlds.Position | None:
     return dice.choice(free) if free else None
 
 
-def _done(position: worlds.Position) -> None:
-    position.busy = False
-
-
 def kill_worker(world: World, dice: random.Random) -> Later | None:
     """SIGKILL; a supervisor starts it again after a moment."""
     position = _free_worker(world, dice)
     if position is None:
         return None
-    position.busy = True
+    world.occupy(position)
     position.process.send_signal(signal.SIGKILL)
     return Later(dice.uniform(0.5, 4.0), lambda: _replace(world, position))
 
 
 def _replace(world: World, position: worlds.Position) -> None:
     world.refill(position)
-    _done(position)
+    world.release(position)
 
 
 def kill_pool_child(world: World, dice: random.Random) -> Later | None:
     """What the kernel does to one that uses too much memory."""
     position = _free_worker(world, dice)
     children = position.pool_children() if position else []
-    if not children:
+    if position is None or not children:
         return None
+    world.occupy(position)
     worlds.signal_all([dice.choice(children)], signal.SIGKILL)
+    world.release(position)
     return Later(0.0, lambda: None)
 
 
@@ -84,17 +84,16 @@ def _freeze(world: World, dice: random.Random, *, jobs: bool) -> Later | None:
     position = _free_worker(world, dice)
     if position is None:
         return None
-    position.busy = True
+    world.occupy(position)
     frozen = position.tree(jobs=jobs)
     worlds.signal_all(frozen, signal.SIGSTOP)
-    return Later(
-        dice.uniform(worlds.LEASE_SECONDS, LONGEST_FREEZE_SECONDS), lambda: _thaw(position, frozen)
-    )
+    seconds = dice.uniform(worlds.LEASE_SECONDS, LONGEST_FREEZE_SECONDS)
+    return Later(seconds, lambda: _thaw(world, position, frozen))
 
 
-def _thaw(position: worlds.Position, frozen: list[psutil.Process]) -> None:
+def _thaw(world: World, position: worlds.Position, frozen: list[psutil.Process]) -> None:
     worlds.signal_all(frozen, signal.SIGCONT)
-    _done(position)
+    world.release(position)
 
 
 def drain_worker(world: World, dice: random.Random) -> Later | None:
@@ -111,7 +110,7 @@ def _restart(world: World, dice: random.Random, number: signal.Signals) -> Later
     position = _free_worker(world, dice)
     if position is None:
         return None
-    position.busy = True
+    world.occupy(position)
     position.process.send_signal(number)
     return Later(1.0, lambda: _wait_for_end(world, position, DRAIN_SECONDS))
 
@@ -131,7 +130,7 @@ def kill_beat(world: World, dice: random.Random) -> Later | None:
     if not beats:
         return None
     position = dice.choice(beats)
-    position.busy = True
+    world.occupy(position)
     position.process.send_signal(signal.SIGKILL)
     return Later(dice.uniform(0.5, 6.0), lambda: _replace(world, position))
 
@@ -140,28 +139,28 @@ def restart_redis(world: World, dice: random.Random) -> Later | None:
     """Redis goes away and comes back with its data."""
     if world.redis_busy:
         return None
-    world.redis_busy = True
+    pause = world.pause_of_redis()
     world.redis.stop()
-    return Later(dice.uniform(0.0, 12.0), lambda: _redis_again(world))
+    return Later(dice.uniform(0.0, 12.0), lambda: _redis_again(world, pause))
 
 
-def _redis_again(world: World) -> None:
+def _redis_again(world: World, pause: pauses.Pause) -> None:
     world.redis.start()
-    world.redis_busy = False
+    pause.end()
 
 
 def pause_redis(world: World, dice: random.Random) -> Later | None:
     """Redis hangs."""
     if world.redis_busy:
         return None
-    world.redis_busy = True
+    pause = world.pause_of_redis()
     world.redis.pause()
-    return Later(dice.uniform(1.0, LONGEST_FREEZE_SECONDS), lambda: _redis_goes_on(world))
+    return Later(dice.uniform(1.0, LONGEST_FREEZE_SECONDS), lambda: _redis_goes_on(world, pause))
 
 
-def _redis_goes_on(world: World) -> None:
+def _redis_goes_on(world: World, pause: pauses.Pause) -> None:
     world.redis.resume()
-    world.redis_busy = False
+    pause.end()
 
 
 def flush_redis(world: World, dice: random.Random) -> Later | None:
@@ -177,8 +176,10 @@ def drop_redis_connections(world: World, dice: random.Random) -> Later | None:
 def _tell_redis(world: World, command: Callable[[redis.Redis], object]) -> Later | None:
     if world.redis_busy:
         return None
+    pause = world.pause_of_redis()
     with contextlib.closing(world.redis.client(timeout_seconds=5.0)) as client:
         command(client)
+    pause.end()
     return Later(0.0, lambda: None)
 
 
@@ -201,28 +202,28 @@ def restart_prefect(world: World, dice: random.Random) -> Later | None:
     """The Prefect server goes away and comes back."""
     if world.prefect_busy:
         return None
-    world.prefect_busy = True
+    pause = world.pause_of_prefect()
     world.prefect.stop()
-    return Later(dice.uniform(0.0, 12.0), lambda: _prefect_again(world))
+    return Later(dice.uniform(0.0, LONGEST_REFUSAL_SECONDS), lambda: _prefect_again(world, pause))
 
 
-def _prefect_again(world: World) -> None:
+def _prefect_again(world: World, pause: pauses.Pause) -> None:
     world.prefect.start()
-    world.prefect_busy = False
+    pause.end()
 
 
 def pause_prefect(world: World, dice: random.Random) -> Later | None:
     """The Prefect server hangs."""
     if world.prefect_busy:
         return None
-    world.prefect_busy = True
+    pause = world.pause_of_prefect()
     world.prefect.pause()
-    return Later(dice.uniform(1.0, 12.0), lambda: _prefect_goes_on(world))
+    return Later(dice.uniform(1.0, LONGEST_REFUSAL_SECONDS), lambda: _prefect_goes_on(world, pause))
 
 
-def _prefect_goes_on(world: World) -> None:
+def _prefect_goes_on(world: World, pause: pauses.Pause) -> None:
     world.prefect.resume()
-    world.prefect_busy = False
+    pause.end()
 
 
 def refuse_half(world: World, dice: random.Random) -> Later | None:
@@ -240,15 +241,15 @@ def _disturb(
 ) -> Later | None:
     if world.prefect_busy:
         return None
-    world.prefect_busy = True
+    pause = world.pause_of_prefect()
     own_dice = random.Random(dice.random())
     world.proxy.decide = lambda _request: fault if own_dice.random() < share else None
-    return Later(dice.uniform(3.0, 12.0), lambda: _calm(world))
+    return Later(dice.uniform(3.0, LONGEST_REFUSAL_SECONDS), lambda: _calm(world, pause))
 
 
-def _calm(world: World) -> None:
+def _calm(world: World, pause: pauses.Pause) -> None:
     world.proxy.decide = faulty_proxy.no_faults
-    world.prefect_busy = False
+    pause.end()
 
 
 # What is done, and how often in comparison.

@@ -97,8 +97,16 @@ KINDS = (
         interference="cancel-running",
     ),
 )
-# Of these there is one at a time, since they cost seconds of CPU each.
-ENGINES_AT_ONCE = 1
+# So many of them at a time: started cold they cost seconds of CPU each.
+COLD_ENGINES_AT_ONCE = 1
+WARM_ENGINES_AT_ONCE = 4
+
+UNFINISHED = [
+    schemas.StateType.SCHEDULED,
+    schemas.StateType.PENDING,
+    schemas.StateType.RUNNING,
+    schemas.StateType.CANCELLING,
+]
 
 
 @dataclass
@@ -129,6 +137,8 @@ class Workload:
         self._dice = random.Random(f"runs {seed}")
         self._at_once = at_once
         self._again = again_after_shutdown
+        cold = world.start == "cold"
+        self._engines_at_once = COLD_ENGINES_AT_ONCE if cold else WARM_ENGINES_AT_ONCE
         self._monotonic = monotonic
         # What has left its session can be killed on its own host alone.
         self._kinds = [kind for kind in KINDS if not (world.hosts and kind.leaves_escapee)]
@@ -156,8 +166,12 @@ class Workload:
 
     @property
     def is_over(self) -> bool:
-        """Whether every run has ended, as far as was seen."""
-        return not self._open
+        """Whether every run has ended, also one whose submission was not answered."""
+        if self._open:
+            return False
+        pool, client = self._world.stack.pool, self._world.objects.client
+        unfinished = schemas.FlowRunFilter(work_pool_names=[pool], state_types=UNFINISHED)
+        return not client.read_flow_runs(unfinished)
 
     def results(self) -> list[records.Record]:
         """All that is known of every run, also of those whose submission was not answered."""
@@ -229,7 +243,8 @@ class Workload:
                 self._open.pop(run.id)
 
     def _submit(self, objects: prefect_objects.PrefectObjects) -> None:
-        busy = sum(bool(each.kind.flow) for each in self._open.values()) >= ENGINES_AT_ONCE
+        engines = sum(bool(each.kind.flow) for each in self._open.values())
+        busy = engines >= self._engines_at_once
         kinds = [kind for kind in self._kinds if not (busy and kind.flow)]
         [kind] = self._dice.choices(kinds, [kind.weight for kind in kinds])
         parameters = {"seconds": kind.seconds} if kind.flow else {}

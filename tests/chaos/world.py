@@ -16,6 +16,7 @@ from dispatcher.api import client, retry, transport
 from dispatcher.testing import prefect_objects
 from tests import faulty_proxy, redis_server, stack
 from tests import prefect_server as prefect_servers
+from tests.chaos import pauses
 
 # Everything at short intervals, so that what has to be waited for is soon over.
 LEASE_SECONDS = 5.0
@@ -27,6 +28,8 @@ SETTINGS = {
     "DISPATCHER_LEASE_SECONDS": str(LEASE_SECONDS),
     "DISPATCHER_GRACE_SECONDS": str(GRACE_SECONDS),
 }
+# After a Redis that was away or lost its data, recovery waits for a whole lease again.
+REDIS_AFTERMATH_SECONDS = 13.0
 # Runs that wait for a deployment's concurrency slot look for it again after so many seconds.
 SLOT_WAIT_SECONDS = 3
 
@@ -50,6 +53,7 @@ class Position:
     name: str
     arguments: tuple[str, ...]
     is_worker: bool
+    serves_control: bool = False
     incarnations: list[stack.CeleryProcess] = field(default_factory=list)
     busy: bool = False
 
@@ -81,13 +85,25 @@ class World:
     """
 
     def __init__(
-        self, directory: Path, cache: Path, *, workers: int, on_shutdown: str, hosts: bool
+        self,
+        directory: Path,
+        cache: Path,
+        *,
+        workers: int,
+        on_shutdown: str,
+        start: str,
+        hosts: bool,
     ) -> None:
         self.directory = directory
         self.hosts = hosts
+        self.start = start
         self.marks = directory / "marks"
         self.marks.mkdir()
-        self._settings = {**SETTINGS, "DISPATCHER_ON_SHUTDOWN": on_shutdown}
+        self._settings = {
+            **SETTINGS,
+            "DISPATCHER_ON_SHUTDOWN": on_shutdown,
+            "DISPATCHER_START": start,
+        }
         self._cache = cache
         self._exit = contextlib.ExitStack()
         self.positions = [
@@ -100,12 +116,51 @@ class World:
             Position("beat-1", ("beat",), is_worker=False),
             Position("beat-2", ("beat",), is_worker=False),
         ]
-        self.redis_busy = False
-        self.prefect_busy = False
+        self.pauses: list[pauses.Pause] = []
+        self._unattended: pauses.Pause | None = None
 
     @staticmethod
     def _worker(name: str, *options: str) -> Position:
-        return Position(name, ("worker", *options), is_worker=True)
+        serves_control = not name.startswith("runs")
+        return Position(name, ("worker", *options), is_worker=True, serves_control=serves_control)
+
+    @property
+    def redis_busy(self) -> bool:
+        """Whether a fault is at work on Redis."""
+        return any(pause.what == "Redis" and not pause.is_over for pause in self.pauses)
+
+    @property
+    def prefect_busy(self) -> bool:
+        """Whether a fault is at work on Prefect, or on the way there."""
+        return any(pause.what == "Prefect" and not pause.is_over for pause in self.pauses)
+
+    def pause_of_redis(self) -> pauses.Pause:
+        """Note that Redis is struck."""
+        return self._pause("Redis", aftermath=REDIS_AFTERMATH_SECONDS)
+
+    def pause_of_prefect(self) -> pauses.Pause:
+        """Note that Prefect is struck."""
+        return self._pause("Prefect")
+
+    def occupy(self, position: Position) -> None:
+        """Note that a position is struck."""
+        position.busy = True
+        if self._unattended is None and all(
+            each.busy for each in self.positions if each.serves_control
+        ):
+            self._unattended = self._pause("control")
+
+    def release(self, position: Position) -> None:
+        """Note that a position is itself again."""
+        position.busy = False
+        if position.serves_control and self._unattended is not None:
+            self._unattended.end()
+            self._unattended = None
+
+    def _pause(self, what: str, *, aftermath: float = 0.0) -> pauses.Pause:
+        pause = pauses.Pause(what, aftermath)
+        self.pauses.append(pause)
+        return pause
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as exits:

@@ -215,3 +215,33 @@ def test_a_paused_pool_or_queue_shows_nothing_but_can_be_claimed_from(
     assert prefect.read_work_pool(pool.name).is_paused
     claim = objects.propose(flow_run.id, StateType.PENDING)
     assert claim.status is schemas.OrchestrationStatus.ACCEPT
+
+
+def test_due_runs_can_be_asked_for_past_the_deployments_that_are_known(
+    prefect: client.PrefectClient,
+    objects: prefect_objects.PrefectObjects,
+    pool: schemas.WorkPool,
+    deployment: schemas.Deployment,
+) -> None:
+    other = objects.deployment(pool.name)
+    queue = objects.queue(pool.name)
+    assert pool.default_queue_id is not None
+    objects.run(deployment, state=due(-600))
+    later, sooner = (objects.run(other, state=due(seconds)) for seconds in (-60, -120))
+    objects.run(other, state=due(3600))
+    objects.run(other, state=due(-60), work_queue_name=queue.name)
+    objects.run_without_deployment(work_pool_name=pool.name)
+    objects.force(objects.run(other).id, StateType.RUNNING)
+
+    wanted = schemas.FlowRunFilter(
+        state_types=[StateType.SCHEDULED],
+        work_pool_names=[pool.name],
+        work_queue_ids=[pool.default_queue_id],
+        not_deployment_ids=[deployment.id],
+        due_before=NOW,
+    )
+    found = prefect.read_flow_runs(wanted, sort="NEXT_SCHEDULED_START_TIME_ASC")
+
+    assert [run.id for run in found] == [sooner.id, later.id]
+    assert [run.work_queue_id for run in found] == [pool.default_queue_id] * 2
+    assert [run.state_type for run in found] == [StateType.SCHEDULED] * 2

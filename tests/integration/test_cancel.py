@@ -99,8 +99,9 @@ def test_running_runs_are_cancelled_with_their_hooks_and_their_processes_are_gon
 def test_a_pending_run_whose_message_waits_is_cancelled_and_never_starts(
     stack: stacks.Stack,
 ) -> None:
-    run = stack.run(stack.deployment("completes"))
+    deployment = stack.deployment("completes")
     with nobody_taking_runs(stack):
+        run = stack.run(deployment)
         wait_for_message(stack)
 
         run.cancel()
@@ -117,8 +118,9 @@ def test_a_pending_run_whose_message_waits_is_cancelled_and_never_starts(
 def test_a_run_that_is_cancelled_in_prefect_while_its_message_waits_is_left_as_it_is(
     stack: stacks.Stack,
 ) -> None:
-    run = stack.run(stack.deployment("completes"))
+    deployment = stack.deployment("completes")
     with nobody_taking_runs(stack):
+        run = stack.run(deployment)
         wait_for_message(stack)
         stack.objects.force(run.id, State.CANCELLED)
 
@@ -128,8 +130,9 @@ def test_a_run_that_is_cancelled_in_prefect_while_its_message_waits_is_left_as_i
 
 
 def test_a_run_that_is_deleted_while_its_message_waits_harms_nobody(stack: stacks.Stack) -> None:
-    run = stack.run(stack.deployment("completes"))
+    deployment = stack.deployment("completes")
     with nobody_taking_runs(stack):
+        run = stack.run(deployment)
         wait_for_message(stack)
         stack.objects.delete_run(run.id)
 
@@ -142,8 +145,8 @@ def test_a_run_whose_deployment_is_deleted_after_its_claim_is_cancelled_naming_i
     stack: stacks.Stack,
 ) -> None:
     deployment = stack.deployment("completes")
-    run = stack.run(deployment)
     with nobody_taking_runs(stack):
+        run = stack.run(deployment)
         wait_for_message(stack)
         stack.objects.delete_deployment(deployment.id)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.api import client, schemas
 from dispatcher.testing import prefect_objects
 from tests import faulty_proxy, waiting
 from tests import stack as stacks
@@ -18,6 +18,8 @@ State = schemas.StateType
 POLLS = "/get_scheduled_flow_runs"
 AHEAD_SECONDS = 5.0
 SLOW_POLL_SECONDS = 30.0
+BACKLOG = 300
+SOON_SERVED = 30  # of the backlog, until it is seen that the other run has been
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,25 @@ def test_the_end_of_a_run_starts_the_next_one_without_waiting_for_a_poll(
     pauses = [claim - end for end, claim in zip(ends, claims[1:], strict=False)]
     assert min(pauses) > 0  # one slot
     assert max(pauses) < SLOW_POLL_SECONDS / 3
+
+
+def test_a_long_backlog_of_one_deployment_does_not_hold_up_another(
+    new_stack: NewStack, server_objects: prefect_objects.PrefectObjects
+) -> None:
+    pool = server_objects.pool().name
+    with new_stack(pool) as stack:
+        backlog, other = (
+            stack.deployment("notes", job_variables={"command": "true"}) for _ in range(2)
+        )
+        for _ in range(BACKLOG):
+            stack.run(backlog)
+        late = stack.run(other)
+        stack.worker_with_beat(concurrency=3)  # two slots
+        late.wait_for_state(State.CRASHED)  # what becomes of a job that tells nothing
+        waiting_still = schemas.FlowRunFilter(state_types=[State.SCHEDULED], work_pool_names=[pool])
+        left = len(stack.objects.client.read_flow_runs(waiting_still))
+        stack.objects.change_pool(pool, is_paused=True)
+    assert left >= min(BACKLOG, client.PAGE_LIMIT) - SOON_SERVED
 
 
 def test_a_worker_that_may_not_create_its_pool_waits_for_it(new_stack: NewStack) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -16,15 +16,17 @@ from tests.conftest import NewStack
 
 RUNS = 40
 BATCH_SECONDS = 120.0
-MOST_REQUESTS = 5.0  # for a run
+MOST_REQUESTS = 5.0  # for a run; four, and what each process reads for the first time
 
 # What is asked of the server about no run in particular: at intervals, or in batches.
 NOT_FOR_A_RUN = (
     "/flow_runs/filter",
     "/get_scheduled_flow_runs",
+    "/queues/filter",
     "/workers/heartbeat",
     "/logs/",
     "/events",
+    "/events/out",
 )
 
 QUICK_ENGINE = shlex.join([sys.executable, "-I", "-S", str(stacks.FLOWS / "quick_engine.py")])
@@ -40,22 +42,28 @@ def stack(new_stack: NewStack, proxy: faulty_proxy.FaultyProxy) -> Iterator[stac
         yield stack
 
 
-def test_a_run_costs_at_most_five_requests(
+def test_a_run_costs_at_most_five_requests_that_the_server_takes(
     stack: stacks.Stack, proxy: faulty_proxy.FaultyProxy
 ) -> None:
     deployment = stack.deployment("notes", job_variables={"command": QUICK_ENGINE})
     stack.objects.change_pool(stack.pool, is_paused=True)
     runs = [stack.run(deployment) for _ in range(RUNS)]
-    before = len(proxy.requests)
+    before, turned_away_before = len(proxy.requests), len(proxy.turned_away)
 
     stack.objects.change_pool(stack.pool, is_paused=False)
     wait_until_completed(stack, runs)
 
-    requests = [
-        request for request in proxy.requests[before:] if not request.path.endswith(NOT_FOR_A_RUN)
-    ]
+    requests = for_runs(proxy.requests[before:])
     assert {request.user_agent for request in requests} == {transport.USER_AGENT}
-    assert len(requests) / RUNS <= MOST_REQUESTS, Counter(map(shape, requests))
+    # A server on SQLite turns away what it is too busy for, as often as the machine is slow.
+    taken = Counter(map(shape, requests))
+    taken.subtract(map(shape, for_runs(proxy.turned_away[turned_away_before:])))
+    assert taken.total() / RUNS <= MOST_REQUESTS, taken
+
+
+def for_runs(requests: Iterable[faulty_proxy.Request]) -> list[faulty_proxy.Request]:
+    """Those of the requests that are about one run."""
+    return [request for request in requests if not request.path.endswith(NOT_FOR_A_RUN)]
 
 
 def wait_until_completed(stack: stacks.Stack, runs: list[stacks.Run]) -> None:

@@ -73,7 +73,7 @@ def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_registry_finds_it_with_its_template(installed: Path, tmp_path: Path) -> None:
     code = """
 import executors
-assert executors.get_all_available_executor_types() == ["nice", "process"]
+assert executors.get_all_available_executor_types() == ["docker", "nice", "process"]
 kind = executors.get_executor_class_from_type("nice")
 template = kind.get_default_base_job_template()
 assert template["job_configuration"]["niceness"] == "{{ niceness }}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import email.utils
 import logging
 import os
@@ -349,7 +350,7 @@ def test_secrets_appear_nowhere(outcome: Outcome, caplog: pytest.LogCaptureFixtu
     except errors.ApiError as error:
         shown += [str(error), repr(error), repr(error.__cause__)]
     shown += [record.getMessage() for record in caplog.records]
-    assert len(shown) > 3
+    assert len(shown) >= 3
     secrets.append(basic("me:auth-s3cret"))
     assert not [text for text in shown for secret in secrets if secret in text]
 
@@ -532,3 +533,29 @@ def test_a_closed_transport_opens_again(
     connection.close()
     connection.close()
     assert connection.request("GET", "/health") is True
+
+
+@pytest.mark.parametrize(
+    ("environment", "through_proxy"),
+    [
+        ({}, False),
+        ({"http_proxy": "{proxy}"}, True),
+        ({"all_proxy": "{proxy}"}, True),
+        ({"http_proxy": "{proxy}", "no_proxy": "127.0.0.1"}, False),
+    ],
+)
+def test_the_proxy_of_the_environment_is_used(
+    environment: dict[str, str], through_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    fake, proxy = prefect_api.FakePrefect(), prefect_api.FakePrefect()
+    with fake.serve() as api_url, proxy.serve() as proxy_url:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value.format(proxy=proxy_url.removesuffix("/api")))
+        connection = transport.Transport(api_url, retry_policy=retry.RetryPolicy(max_attempts=1))
+        with contextlib.suppress(errors.ApiError):
+            connection.request("GET", "/health")
+        connection.close()
+    assert (fake.requests.total(), through_proxy) in {(1, False), (0, True)}

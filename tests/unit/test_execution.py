@@ -823,6 +823,95 @@ def test_a_job_outlives_its_lease_only_if_nobody_would_start_its_run_again(
     assert said == "COMPLETED"
 
 
+def until_killed(scene: parts.Scene, valkey_server: valkey.ValkeyServer) -> None:
+    """The ledger hangs until the holder has stopped its job for that."""
+    valkey_server.pause()
+    waiting.wait_for(lambda: scene.script.kills, seconds=10, what="the job is stopped")
+
+
+def test_a_holder_that_stopped_its_job_puts_the_run_back_once_the_ledger_is_there_again(
+    scene: parts.Scene, valkey_server: valkey.ValkeyServer
+) -> None:
+    impatient = valkey_server.client(timeout_seconds=0.1)
+    claim = scene.claim()
+    scene.script.result = ended(-9)
+
+    def be_cut_off() -> None:
+        try:
+            until_killed(scene, valkey_server)
+        finally:
+            valkey_server.resume()
+
+    scene.script.during = be_cut_off
+    said = scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=1.0)
+    impatient.close()
+    assert said == "put back"
+    assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending", "AwaitingRetry"]
+    assert "could not renew its lease" in (scene.last_message(claim.flow_run_id) or "")
+    assert_finished(scene, claim)
+
+
+def test_a_holder_that_stopped_a_flow_which_had_begun_leaves_it_to_recovery(
+    scene: parts.Scene, valkey_server: valkey.ValkeyServer
+) -> None:
+    impatient = valkey_server.client(timeout_seconds=0.1)
+    claim = scene.claim(job_variables={"infra_retries": 1})
+    scene.script.result = ended(-9)
+
+    def begin_and_be_cut_off() -> None:
+        scene.set_state(claim, S.RUNNING)
+        try:
+            until_killed(scene, valkey_server)
+        finally:
+            valkey_server.resume()
+
+    scene.script.during = begin_and_be_cut_off
+    said = scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=1.0)
+    impatient.close()
+    assert said == "left to recovery"
+    assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending", "Running"]
+    assert scene.stage(claim.flow_run_id) is claims.Stage.HELD
+
+
+def test_a_holder_that_stopped_its_job_leaves_the_run_to_whoever_has_it_by_now(
+    scene: parts.Scene, valkey_server: valkey.ValkeyServer
+) -> None:
+    impatient = valkey_server.client(timeout_seconds=0.1)
+    claim = scene.claim()
+    scene.script.result = ended(-9)
+
+    def be_cut_off_and_superseded() -> None:
+        try:
+            until_killed(scene, valkey_server)
+        finally:
+            valkey_server.resume()
+        scene.supersede(claim)
+
+    scene.script.during = be_cut_off_and_superseded
+    said = scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=1.0)
+    impatient.close()
+    assert said == "lost"
+    assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending"]
+    assert scene.stage(claim.flow_run_id) is claims.Stage.HELD
+
+
+def test_a_holder_that_stopped_its_job_leaves_the_claim_to_recovery_while_the_ledger_is_away(
+    scene: parts.Scene, valkey_server: valkey.ValkeyServer
+) -> None:
+    impatient = valkey_server.client(timeout_seconds=0.1)
+    claim = scene.claim()
+    scene.script.result = ended(-9)
+    scene.script.during = lambda: until_killed(scene, valkey_server)
+    try:
+        with pytest.raises(RedisError):
+            scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=1.0)
+    finally:
+        valkey_server.resume()
+    impatient.close()
+    assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending"]
+    assert scene.stage(claim.flow_run_id) is claims.Stage.HELD
+
+
 def test_a_flushed_ledger_has_its_claim_back_before_the_job_ends(scene: parts.Scene) -> None:
     claim = scene.claim()
     scene.script.result = ended(0, reported_state=S.COMPLETED)

@@ -7,14 +7,15 @@ import inspect
 import re
 import threading
 import types
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from dispatcher.testing import executors
 from executors import base, process
-from tests import waiting
+from tests import waiting, warm
 
 GUIDE = Path(__file__).parents[2] / "docs" / "executors.md"
 
@@ -29,6 +30,16 @@ def documented_module() -> types.ModuleType:
 
 class TestProcessExecutor(executors.ExecutorConformance):
     executor_class = process.ProcessExecutor
+
+
+class TestWarmProcessExecutor(executors.ExecutorConformance):
+    executor_class = process.ProcessExecutor
+    impossible_job_variables: ClassVar[Mapping[str, Any]] = {"working_dir": "/no/such/directory"}
+
+    @pytest.fixture
+    def executor(self) -> Iterator[base.BaseExecutor]:
+        with warm.servers() as servers:
+            yield warm.CommandExecutor(servers.starts())
 
 
 class TestDocumentedExecutor(executors.ExecutorConformance):

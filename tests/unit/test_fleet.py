@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import threading
 from dataclasses import asdict
 from typing import Any
@@ -100,7 +101,8 @@ def test_a_worker_of_a_later_version_may_say_more(workers: fleet.Fleet, redis: R
 
 
 def reporter_of(workers: fleet.Fleet, **options: Any) -> fleet.NodeReporter:
-    return fleet.NodeReporter(workers, node(), **{"on_drain": lambda: None, **options})
+    silent: dict[str, Any] = {"on_drain": lambda: None, "on_report": lambda: None}
+    return fleet.NodeReporter(workers, node(), **silent | options)
 
 
 def test_a_worker_is_counted_when_its_start_returns_and_gone_when_its_stop_does(
@@ -148,6 +150,17 @@ def test_reports_are_repeated_and_clean_up_after_the_dead(
     )
     reporter.stop()
     assert set(turns.intervals) == {7.0}
+
+
+def test_each_report_says_that_the_ledger_is_there(workers: fleet.Fleet) -> None:
+    turns, said = Turns(), queue.SimpleQueue[None]()
+    reporter = reporter_of(workers, on_report=lambda: said.put(None), wait=turns.wait)
+    reporter.start()
+    said.get(timeout=10)
+    turns.go_on()
+    said.get(timeout=10)
+    reporter.stop()
+    assert said.empty()
 
 
 def test_an_outage_of_redis_is_logged_once_when_it_begins_and_ends(

@@ -246,7 +246,49 @@ def test_the_time_of_a_lease_counts_from_when_its_last_renewal_was_asked_for(
         assert reasons.get(timeout=10) is Stop.UNREACHABLE
 
 
-# The thread
+class Hanging(ledger.RedisLedger):
+    """A ledger whose answers do not come until the test is over."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.asked = threading.Event()
+        self.over = threading.Event()
+
+    def renew(self, lease: claims.Lease) -> tuple[claims.Renewal, bool]:
+        self.asked.set()
+        assert self.over.wait(LONG_SECONDS)
+        return super().renew(lease)
+
+
+def test_a_renewal_that_hangs_does_not_keep_the_holder_from_seeing_that_its_lease_is_over(
+    book: ledger.RedisLedger, redis: Redis, wakeup: wakeups.Wakeup
+) -> None:
+    lease, reasons, clock, hanging = take_lease(book), Reasons(), Clock(), Hanging(redis)
+    with keeper_of(hanging, lease, wakeup, reasons, monotonic=clock, lease_seconds=15.0):
+        wakeup.set()
+        assert hanging.asked.wait(10)
+        clock.seconds += 14.9
+        with pytest.raises(queue.Empty):
+            reasons.get(timeout=leases.MAX_WATCH_INTERVAL + 0.3)
+        clock.seconds += 0.1
+        assert reasons.get(timeout=10) is Stop.UNREACHABLE
+        hanging.over.set()
+
+
+def test_a_renewal_that_hangs_does_not_keep_a_worker_that_is_to_stop(
+    book: ledger.RedisLedger, redis: Redis, wakeup: wakeups.Wakeup
+) -> None:
+    lease, reasons, hanging = take_lease(book), Reasons(), Hanging(redis)
+    stop = threading.Event()
+    with keeper_of(hanging, lease, wakeup, reasons, stop_requested=stop.is_set):
+        wakeup.set()
+        assert hanging.asked.wait(10)
+        stop.set()
+        assert reasons.get(timeout=10) is Stop.SHUTDOWN
+        hanging.over.set()
+
+
+# The threads
 
 
 def test_the_keeper_renews_at_intervals_by_itself(
@@ -285,14 +327,18 @@ def test_without_a_wake_up_a_cancel_is_heard_within_the_longest_interval(
         assert reasons.get(timeout=leases.MAX_RENEW_INTERVAL + 3.0) is Stop.CANCEL
 
 
-def test_the_keeper_ends_at_once_and_leaves_no_thread(
+def test_the_keeper_ends_at_once_and_leaves_no_threads(
     book: ledger.RedisLedger, wakeup: wakeups.Wakeup
 ) -> None:
     started = time.monotonic()
     with keeper_of(book, take_lease(book), wakeup, Reasons()):
-        assert "lease-keeper" in {thread.name for thread in threading.enumerate()}
-    assert time.monotonic() - started < leases.MAX_RENEW_INTERVAL
-    assert "lease-keeper" not in {thread.name for thread in threading.enumerate()}
+        assert {"lease-keeper", "lease-watcher"} <= thread_names()
+    assert time.monotonic() - started < leases.MAX_WATCH_INTERVAL
+    assert not {"lease-keeper", "lease-watcher"} & thread_names()
+
+
+def thread_names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
 
 
 def test_while_redis_is_away_a_run_that_nobody_restarts_goes_on_and_the_log_says_so_once(

@@ -94,6 +94,39 @@ def together(calls: Iterable[Callable[[], T]]) -> list[T]:
         return list(pool.map(call, calls))
 
 
+# A holder that is known to be dead
+
+
+def test_a_lease_whose_holder_is_dead_is_over_at_once(book: Book) -> None:
+    claim = open_claim(book)
+    hold(book, claim, "runs@host#1")
+    held = read(book, claim)
+    assert not book.expire(held, untouched_seconds=20)
+    assert book.forfeit(claim, node="runs@host") == POOL
+    assert stage(book, claim) is Stage.HELD
+    assert book.expire(held, untouched_seconds=20)
+    assert stage(book, claim) is Stage.CLOSED
+
+
+def test_a_lease_that_somebody_else_holds_is_not_given_up(book: Book) -> None:
+    claim = open_claim(book)
+    assert book.forfeit(claim, node="runs@host") is None
+    hold(book, claim, "runs@host#1")
+    before = read(book, claim)
+    for node in ("runs@host2", "runs@hos", "runs@host#1", ""):
+        assert book.forfeit(claim, node=node) is None
+    assert book.forfeit(new_claim(claim.flow_run_id), node="runs@host") is None
+    assert book.forfeit(new_claim(), node="runs@host") is None
+    assert read(book, claim) == before
+
+
+def test_a_claim_that_is_closed_cannot_be_given_up(book: Book) -> None:
+    claim = open_claim(book)
+    lease = hold(book, claim, "runs@host#1")
+    assert close(book, claim, lease.fence)
+    assert book.forfeit(claim, node="runs@host") is None
+
+
 # Opening
 
 

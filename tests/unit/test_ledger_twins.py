@@ -76,7 +76,7 @@ class Twins(stateful.RuleBasedStateMachine):
         redis, memory = (book.resend(self.claim(run_id, age)) for book in self.books)
         assert redis is memory
 
-    @stateful.rule(run_id=runs, age=ages, owner=st.sampled_from("ab"))
+    @stateful.rule(run_id=runs, age=ages, owner=st.sampled_from(["a#1", "b#1"]))
     def acquire(self, run_id: UUID, age: int, owner: str) -> None:
         claim = self.claim(run_id, age)
         redis, memory = (book.acquire(claim, owner=owner) for book in self.books)
@@ -141,6 +141,11 @@ class Twins(stateful.RuleBasedStateMachine):
             if claim is not None
         ]
         assert len(set(expired)) <= 1
+
+    @stateful.rule(run_id=runs, age=ages, node=st.sampled_from("ab"))
+    def forfeit(self, run_id: UUID, age: int, node: str) -> None:
+        redis, memory = (book.forfeit(self.claim(run_id, age), node=node) for book in self.books)
+        assert redis == memory
 
     @stateful.rule(seconds=st.sampled_from([10, 10, 60, ledger.RETENTION_SECONDS + 60]))
     def pass_time(self, seconds: float) -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from dispatcher import ledger, locks, nudges
 
 LOCK_KEY = f"{ledger.PREFIX}lock:poll:a"
-NUDGE_KEY = f"{ledger.PREFIX}nudge:a"
+NUDGE_KEY = f"{ledger.PREFIX}nudges:a"
 
 
 @pytest.fixture
@@ -121,6 +121,32 @@ def test_a_nudge_whose_poll_was_lost_does_not_block_for_long(
     assert 0 < redis.pttl(NUDGE_KEY) <= nudges.LIFETIME * 1000
 
 
+def test_a_poll_at_work_is_nudged_and_not_sent_another(
+    calls: nudges.Nudges, polls: Polls, mutex: locks.Locks
+) -> None:
+    with mutex.hold(nudges.lock_name("a"), lease_seconds=60):
+        calls.nudge("a")
+        assert calls.is_waiting("a")
+    assert polls == []
+
+
+def test_a_nudge_ends_the_wait_for_it_and_is_taken(calls: nudges.Nudges) -> None:
+    nudging = threading.Timer(0.05, calls.nudge, ("a",))
+    nudging.start()
+    assert calls.wait("a", 30.0)
+    nudging.join()
+    assert not calls.is_waiting("a")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.05])
+def test_the_wait_for_a_nudge_is_no_longer_than_asked_for(
+    calls: nudges.Nudges, seconds: float
+) -> None:
+    assert not calls.wait("a", seconds)
+    calls.nudge("a")
+    assert calls.wait("a", seconds)
+
+
 def test_of_many_threads_one_asks_for_the_poll(calls: nudges.Nudges, polls: Polls) -> None:
     with futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: calls.nudge("a"), range(32)))
@@ -132,3 +158,26 @@ def test_without_redis_a_nudge_fails_and_asks_for_nothing(no_redis: Redis) -> No
     with pytest.raises(RedisConnectionError):
         nudges.Nudges(no_redis, polls.append).nudge("a")
     assert polls == []
+
+
+def test_a_leased_lock_is_one_owners_and_is_renewed_until_it_is_given_up(
+    mutex: locks.Locks, redis: Redis
+) -> None:
+    with mutex.lease("poll:a", lease_seconds=60) as renew:
+        assert renew is not None
+        with mutex.lease("poll:a", lease_seconds=60) as second:
+            assert second is None
+        redis.pexpire(LOCK_KEY, 5_000)
+        assert renew()
+        assert redis.pttl(LOCK_KEY) > 50_000
+    assert not redis.exists(LOCK_KEY)
+
+
+def test_a_leased_lock_that_somebody_else_took_is_not_renewed(
+    mutex: locks.Locks, redis: Redis
+) -> None:
+    with mutex.lease("poll:a", lease_seconds=60) as renew:
+        assert renew is not None
+        redis.set(LOCK_KEY, "somebody else")
+        assert not renew()
+    assert redis.get(LOCK_KEY) == "somebody else"

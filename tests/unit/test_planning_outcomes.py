@@ -15,8 +15,6 @@ from tests.unit import values
 S = schemas.StateType
 Stop = planning.StopReason
 
-SILENT = [Stop.LOST, Stop.UNREACHABLE]
-
 
 @pytest.mark.parametrize(
     ("started", "words"),
@@ -72,10 +70,10 @@ def test_a_job_that_was_to_be_stopped_before_its_start_ends_by_the_reason(
         (planning.Ending(0, None, Stop.CANCEL), True),
         # had its flow begun?
         (planning.Ending(-15, None, Stop.SHUTDOWN), True),
+        (planning.Ending(-9, None, Stop.UNREACHABLE), True),
         # it is somebody else's now
         (planning.Ending(0, None, Stop.LOST), False),
         (planning.Ending(-9, None, Stop.LOST), False),
-        (planning.Ending(-9, None, Stop.UNREACHABLE), False),
     ],
 )
 def test_a_run_is_read_only_where_its_end_depends_on_it(
@@ -96,8 +94,6 @@ def test_a_run_is_read_only_where_its_end_depends_on_it(
         (-9, None, None, None, Stop.LOST, None),
         (0, values.RUNNING, None, None, Stop.LOST, None),
         (-9, values.CANCELLING, None, None, Stop.LOST, None),
-        (-9, values.RUNNING, None, None, Stop.UNREACHABLE, None),
-        (-9, values.PENDING, None, None, Stop.UNREACHABLE, None),
         # stopped because it was to be cancelled
         (-9, values.CANCELLING, None, None, Stop.CANCEL, S.CANCELLED),
         (0, values.CANCELLING_BY_2X, None, None, Stop.CANCEL, S.CANCELLED),
@@ -111,6 +107,10 @@ def test_a_run_is_read_only_where_its_end_depends_on_it(
         # a cancel that reached the run but not yet us
         (0, values.CANCELLING, None, None, None, S.CANCELLED),
         (-15, values.CANCELLING, None, None, Stop.SHUTDOWN, S.CANCELLED),
+        # stopped with its lease, a moment after its flow had begun
+        (-9, values.RUNNING, None, None, Stop.UNREACHABLE, S.CRASHED),
+        (-9, values.CANCELLING, None, None, Stop.UNREACHABLE, S.CANCELLED),
+        (-9, values.SCHEDULED, None, None, Stop.UNREACHABLE, None),
         # stopped with its worker, once its flow had begun
         (-15, values.RUNNING, None, None, Stop.SHUTDOWN, S.CRASHED),
         (-15, values.SCHEDULED, None, "in_process", Stop.SHUTDOWN, S.CRASHED),
@@ -173,6 +173,17 @@ def test_a_run_that_stops_with_its_worker_is_put_back_at_once_where_it_may_be_re
     assert "Its worker was told to stop" in verdict.message
 
 
+@pytest.mark.parametrize(("now", "may_restart"), [(values.PENDING, False), (values.RUNNING, True)])
+def test_a_run_whose_job_was_stopped_with_its_lease_is_put_back_at_once(
+    now: schemas.State, may_restart: bool
+) -> None:
+    ending = planning.Ending(-9, stopped=Stop.UNREACHABLE, may_restart=may_restart)
+    verdict = planning.plan_report(ending, values.run_in(now))
+    assert verdict == planning.Reschedule(
+        0.0, "Its worker could not renew its lease on the run in time. It is started again."
+    )
+
+
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
@@ -220,11 +231,11 @@ def test_no_report_overwrites_a_final_state_that_was_seen(
         assert cancelled_after_crash or refused_by_server
 
 
-@given(ending=ENDINGS, run=values.ANY_RUN, reason=st.sampled_from(SILENT))
-def test_a_holder_that_lost_its_fence_or_its_lease_never_reports(
-    ending: planning.Ending, run: schemas.FlowRun, reason: Stop
+@given(ending=ENDINGS, run=values.ANY_RUN)
+def test_a_holder_that_lost_its_fence_never_reports(
+    ending: planning.Ending, run: schemas.FlowRun
 ) -> None:
-    lost = replace(ending, stopped=reason)
+    lost = replace(ending, stopped=Stop.LOST)
     assert planning.plan_report(lost, run) is None
     assert not planning.needs_state(lost)
 
@@ -248,7 +259,7 @@ def test_a_flow_that_has_begun_is_put_back_only_where_that_was_allowed(
     if isinstance(verdict, planning.Reschedule):
         assert run.state is not None
         assert run.state.type is S.PENDING or ending.may_restart
-        assert ending.stopped is Stop.SHUTDOWN
+        assert ending.stopped in {Stop.SHUTDOWN, Stop.UNREACHABLE}
 
 
 @given(ending=ENDINGS)

@@ -80,6 +80,12 @@ def test_while_leases_do_not_count_everything_else_goes_on() -> None:
     ]
 
 
+def test_a_holder_that_is_known_to_be_dead_is_not_waited_for() -> None:
+    dead = claim(Stage.HELD, untouched=NOW)
+    assert dead.is_forfeited
+    assert plan(dead, leases_count=False) == [planning.TakeBack(dead)]
+
+
 @pytest.mark.parametrize(
     ("lease_seconds", "recover_interval", "gap", "lost"),
     [
@@ -147,6 +153,8 @@ def test_runs_that_need_somebody_are_told_apart(
 def test_a_user_is_told_which_worker_was_lost() -> None:
     held = claim(Stage.HELD, owner="runs#1@host#0b1c")
     assert planning.describe_loss(held).startswith("Its worker runs#1@host was lost")
+    dead = claim(Stage.HELD, untouched=NOW, owner="runs#1@host#0b1c")
+    assert planning.describe_loss(dead) == "Its process on worker runs#1@host died."
     assert planning.describe_loss(claim(Stage.PENDING)) == "No worker took the run over in time."
 
 

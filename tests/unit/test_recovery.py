@@ -84,7 +84,7 @@ class RecoveryScene(parts.Scene):
     def steady_for(self, seconds: float) -> None:
         """Let ticks have gone on without a gap for so long, up to now."""
         now = self.book.now() * 1000
-        key = f"{ledger.PREFIX}steady:{parts.POOL}"
+        key = f"{ledger.PREFIX}steady"
         self.redis.hset(key, "last", str(int(now)))
         self.redis.hset(key, "since", str(int(now - seconds * 1000)))
 
@@ -501,21 +501,36 @@ def test_leases_are_not_judged_until_every_holder_could_have_renewed(
     assert scene.history(held.flow_run_id)[-1] == "Crashed"
 
 
-def test_a_gap_between_the_ticks_starts_the_wait_anew(scene: RecoveryScene) -> None:
+def let_nobody_look(scene: RecoveryScene, seconds: float) -> None:
+    """Let the last look at the ledger be so much longer ago."""
+    scene.redis.hincrby(f"{ledger.PREFIX}steady", "last", -int(seconds * 1000))
+
+
+def test_a_time_in_which_nobody_saw_the_ledger_starts_the_wait_anew(scene: RecoveryScene) -> None:
     claim = scene.lost()
-    gap_ms = int((LIMITS.gap_seconds + 1) * 1000)
-    scene.redis.hincrby(f"{ledger.PREFIX}steady:{parts.POOL}", "last", -gap_ms)
+    let_nobody_look(scene, LIMITS.gap_seconds + 1)
     assert scene.tick() == 0
     assert scene.stage(claim.flow_run_id) is Stage.HELD
+
+
+def test_a_pause_of_the_ticks_does_not_start_the_wait_anew_while_workers_see_the_ledger(
+    scene: RecoveryScene,
+) -> None:
+    claim = scene.lost()
+    for _ in range(3):
+        let_nobody_look(scene, LIMITS.gap_seconds - 1)
+        scene.observations().note()  # a worker's report
+    assert scene.tick() == 1
+    assert scene.stage(claim.flow_run_id) is Stage.CLOSED
 
 
 def test_a_new_ledger_is_not_steady(scene: RecoveryScene) -> None:
     scene.redis.flushall()
     seen = scene.observations()
-    assert not seen.is_steady("a")
-    assert not seen.is_steady("a")
+    assert not seen.is_steady()
+    assert not seen.is_steady()
     impatient = observations.Observations(scene.redis, patience_seconds=0, gap_seconds=10)
-    assert impatient.is_steady("a")
+    assert impatient.is_steady()
 
 
 # Ends that Prefect could not be told

@@ -63,6 +63,7 @@ def test_names_are_a_comma_separated_or_a_json_list(
         ("DISPATCHER_POLL_INTERVAL", "0"),
         ("DISPATCHER_POLL_INTERVAL", "often"),
         ("DISPATCHER_PREFETCH_SECONDS", "-1"),
+        ("DISPATCHER_STOP_TIMEOUT", "0"),
         ("DISPATCHER_CREATE_POOL_IF_NOT_FOUND", "perhaps"),
         ("DISPATCHER_REDIS_URL", "127.0.0.1"),
         ("DISPATCHER_WORKER_NAME", "a/b"),

@@ -110,3 +110,22 @@ def test_in_other_threads_the_signal_is_left_alone() -> None:
     thread.join()
     assert seen == [before]
     assert not requests.requested
+
+
+# The time-out of a worker's stop
+
+
+def test_a_worker_whose_stop_takes_too_long_gets_the_harder_signal() -> None:
+    def stop() -> None:
+        got = threading.Event()
+        signal.signal(signal.SIGQUIT, lambda _number, _frame: got.set())
+        stops.StopTimeout(0.05).begin()
+        assert got.wait(10)
+
+    assert forking.succeeds(stop)
+
+
+def test_without_a_time_out_nothing_is_waiting_to_happen() -> None:
+    before = threading.active_count()
+    stops.StopTimeout(None).begin()
+    assert threading.active_count() == before

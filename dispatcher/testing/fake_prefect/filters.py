@@ -41,6 +41,21 @@ class StateFilter(Strict):
         return not checks or (any if self.operator == "or_" else all)(checks)
 
 
+class TimeFilter(Strict):
+    """A condition on a time."""
+
+    before_: datetime | None = None
+    after_: datetime | None = None
+
+    def admits(self, time: datetime | None) -> bool:
+        """Whether there is a time and it lies within, both ends included."""
+        if time is None:
+            return self.before_ is None and self.after_ is None
+        return (self.before_ is None or time <= self.before_) and (
+            self.after_ is None or time >= self.after_
+        )
+
+
 class FlowRunsPart(Strict):
     """Conditions on a run itself."""
 
@@ -50,10 +65,18 @@ class FlowRunsPart(Strict):
     flow_id: AnyOf | None = None
     deployment_id: AnyOf | None = None
     work_queue_name: AnyOf | None = None
+    next_scheduled_start_time: TimeFilter | None = None
 
     def admits(self, run: records.FlowRun) -> bool:
         """Whether the run fits every condition."""
-        fields = ("id", "name", "flow_id", "deployment_id", "work_queue_name")
+        fields = (
+            "id",
+            "name",
+            "flow_id",
+            "deployment_id",
+            "work_queue_name",
+            "next_scheduled_start_time",
+        )
         conditions = ((getattr(self, field), getattr(run, field)) for field in fields)
         return all(
             condition is None or condition.admits(value) for condition, value in conditions
@@ -73,12 +96,23 @@ class NamePart(Strict):
         )
 
 
+class DeploymentsPart(Strict):
+    """Conditions on a run's deployment, which a run without one does not fit."""
+
+    id: AnyOf | None = None
+
+    def admits(self, identity: UUID | None) -> bool:
+        """Whether there is a deployment and it fits."""
+        return self.id is None or (identity is not None and self.id.admits(identity))
+
+
 class FlowRunsFilter(Lenient):
     """Which runs to show, and how."""
 
     flow_runs: FlowRunsPart = Field(default_factory=FlowRunsPart)
     work_pools: NamePart = Field(default_factory=NamePart)
     work_pool_queues: NamePart = Field(default_factory=NamePart)
+    deployments: DeploymentsPart = Field(default_factory=DeploymentsPart)
     limit: int | None = None
     offset: int = Field(default=0, ge=0)
     sort: str = "ID_DESC"
@@ -89,6 +123,7 @@ class FlowRunsFilter(Lenient):
             self.flow_runs.admits(run)
             and self.work_pools.admits(run.work_pool_id, run.work_pool_name)
             and self.work_pool_queues.admits(run.work_queue_id, run.work_queue_name)
+            and self.deployments.admits(run.deployment_id)
         )
 
 

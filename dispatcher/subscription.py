@@ -1,0 +1,220 @@
+"""Prefect tells of work itself: a run that became due, a run to be cancelled.
+
+What is told only hastens what the ticks find out anyway, so nothing is lost with a server that
+tells nothing, or while the connection is down. One process of a fleet listens, the others stand
+by.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from redis import RedisError
+
+from dispatcher import errors, locks, ticks
+from dispatcher.api import schemas
+
+LOCK = "subscription"
+LEASE_SECONDS = 15.0
+RENEW_SECONDS = 3.0
+STANDBY_SECONDS = 5.0
+# Between two messages to the fleet about one pool. A burst of events is one message at once and
+# one at the end of this.
+INTERVAL_SECONDS = 0.5
+# A connection is made anew after that, since a work pool that was made anew has another id.
+RECONNECT_SECONDS = 600.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+REFUSED_PAUSE_SECONDS = 300.0
+
+CANCELLING = "prefect.flow-run.Cancelling"
+# The states from which a run can be claimed, but for those that it enters because it could not.
+DUE = (
+    "prefect.flow-run.Scheduled",
+    "prefect.flow-run.Late",
+    "prefect.flow-run.AwaitingRetry",
+    "prefect.flow-run.Resuming",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """What is needed of a stream of events."""
+
+    def receive(self, timeout_seconds: float) -> schemas.Event | None:
+        """The next event; ``None`` if there is none in time."""
+
+
+class OpenStream(Protocol):
+    """Subscribes to events of these names about any of the resources."""
+
+    def __call__(
+        self, *, names: Sequence[str], resource_ids: Sequence[str]
+    ) -> AbstractContextManager[Stream]:
+        """Raises :class:`dispatcher.errors.ApiError`, as the stream does."""
+
+
+class Subscription:
+    """Listens in a thread of its own, and says what it hears through its two callbacks.
+
+    ``on_due`` and ``on_cancelling`` get the name of a pool, also once for each pool whenever a
+    connection was made, for what happened meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_stream: OpenStream,
+        read_pool: Callable[[str], schemas.WorkPool],
+        pools: Sequence[str],
+        mutex: locks.Locks,
+        on_due: Callable[[str], None],
+        on_cancelling: Callable[[str], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_stream = open_stream
+        self._read_pool = read_pool
+        self._pools = tuple(pools)
+        self._locks = mutex
+        self._bells = {
+            (kind, pool): _Bell(ring, pool, monotonic)
+            for kind, ring in (("due", on_due), ("cancelling", on_cancelling))
+            for pool in self._pools
+        }
+        self._monotonic = monotonic
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._is_told = False
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to listen, in the background."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._loop, name="subscription", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; returns at once, and may be called again."""
+        self._stopping.set()
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._locks.lease(LOCK, lease_seconds=LEASE_SECONDS) as renew:
+                    if renew is not None:
+                        self._serve(_Lease(renew, self._monotonic))
+            except RedisError as error:
+                logger.debug("nobody knows who listens to Prefect's events: %s", error)
+            except Exception:
+                # The ticks go on without it, and so must the next attempt.
+                logger.exception("listening to Prefect's events failed")
+            self._stopping.wait(STANDBY_SECONDS)
+
+    def _serve(self, lease: _Lease) -> None:
+        while lease.is_held() and not self._stopping.is_set():
+            try:
+                self._listen(lease)
+            except errors.ApiError as error:
+                self._note_failure(error)
+                self._wait(lease)
+
+    def _listen(self, lease: _Lease) -> None:
+        pools = {f"prefect.work-pool.{self._read_pool(name).id}": name for name in self._pools}
+        until = self._monotonic() + RECONNECT_SECONDS
+        with self._open_stream(names=(*DUE, CANCELLING), resource_ids=tuple(pools)) as stream:
+            self._note_success()
+            for bell in self._bells.values():
+                bell.ask()
+            while lease.is_held() and not self._stopping.is_set() and self._monotonic() < until:
+                for bell in self._bells.values():
+                    bell.ring_if_due()
+                event = stream.receive(self._patience())
+                if event is not None:
+                    self._hear(event, pools)
+
+    def _hear(self, event: schemas.Event, pools: dict[str, str]) -> None:
+        kind = "cancelling" if event.event == CANCELLING else "due"
+        for related in event.related:
+            pool = pools.get(related.get("prefect.resource.id", ""))
+            if pool is not None:
+                self._bells[kind, pool].ask()
+
+    def _patience(self) -> float:
+        return min([RENEW_SECONDS, *(bell.due_in() for bell in self._bells.values())])
+
+    def _wait(self, lease: _Lease) -> None:
+        until = self._monotonic() + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        while self._monotonic() < until and lease.is_held():
+            if self._stopping.wait(min(RENEW_SECONDS, until - self._monotonic())):
+                return
+
+    def _note_success(self) -> None:
+        logger.info("Prefect's events are heard: runs start and stop without waiting for a tick")
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._is_told = False
+
+    def _note_failure(self, error: errors.ApiError) -> None:
+        if isinstance(error, errors.EventsRefused):
+            self._pause_seconds = REFUSED_PAUSE_SECONDS
+        # A pool that is not there yet is the sync task's matter.
+        if not self._is_told and not isinstance(error, errors.ObjectNotFound):
+            logger.warning("%s Until then runs start and stop at the ticks.", _sentence(error))
+            self._is_told = True
+
+
+class _Lease:
+    """The right to listen, renewed where it is asked about often."""
+
+    def __init__(self, renew: Callable[[], bool], monotonic: Callable[[], float]) -> None:
+        self._renew = renew
+        self._monotonic = monotonic
+        self._renewed_at = monotonic()
+
+    def is_held(self) -> bool:
+        now = self._monotonic()
+        if now - self._renewed_at < RENEW_SECONDS:
+            return True
+        self._renewed_at = now
+        return self._renew()
+
+
+class _Bell:
+    """Rings at once when asked, but only once in an interval; the last one asked for is rung."""
+
+    def __init__(
+        self, ring: Callable[[str], None], pool: str, monotonic: Callable[[], float]
+    ) -> None:
+        self._ring = ring
+        self._pool = pool
+        self._monotonic = monotonic
+        self._asked = False
+        self._rung_at = float("-inf")
+
+    def ask(self) -> None:
+        self._asked = True
+
+    def due_in(self) -> float:
+        if not self._asked:
+            return float("inf")
+        return max(self._rung_at + INTERVAL_SECONDS - self._monotonic(), 0.0)
+
+    def ring_if_due(self) -> None:
+        if self.due_in() > 0.0:
+            return
+        self._asked = False
+        self._rung_at = self._monotonic()
+        try:
+            self._ring(self._pool)
+        except ticks.EXPECTED as error:
+            logger.debug("nobody could be told of an event in %s: %s", self._pool, error)
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).rstrip(".") + "."

@@ -1,0 +1,76 @@
+"""The chaos driver's own sense of time: what it takes for a broken promise, and what it excuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from dispatcher.api import schemas
+from tests.chaos import invariants, pauses, records
+
+S = schemas.StateType
+BOUND = invariants.BOUND_SECONDS
+
+
+def pause(began: float, ended: float = math.inf, *, aftermath: float = 0.0) -> pauses.Pause:
+    times = iter([began, ended])
+    made = pauses.Pause("Redis", aftermath, clock=lambda: next(times))
+    if ended < math.inf:
+        made.end()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("felt", "calm"),
+    [
+        ([], 100),
+        ([pause(0, 50)], 100),
+        ([pause(220, 230)], 100),
+        ([pause(110, 120)], 90),
+        ([pause(110, 120, aftermath=5)], 85),
+        ([pause(90, 98, aftermath=5)], 97),
+        ([pause(110, 130), pause(120, 125), pause(128, 140)], 70),
+        ([pause(150, 160), pause(110, 120)], 80),
+        ([pause(190, 250)], 90),
+        ([pause(150)], 50),
+        ([pause(50, 300)], 0),
+    ],
+)
+def test_only_time_that_no_pause_covers_is_calm(felt: list[pauses.Pause], calm: float) -> None:
+    assert pauses.calm_seconds(100, 200, felt) == calm
+
+
+def state(type_: S, at: float) -> schemas.State:
+    return schemas.State(type=type_, timestamp=datetime.fromtimestamp(at, UTC))
+
+
+def record(*history: schemas.State, beats: Sequence[float] = ()) -> records.Record:
+    marks = tuple(records.Mark("beat", 7, at, at) for at in beats)
+    executions = (records.Execution(7, marks),) if marks else ()
+    return records.Record(UUID(int=1), "kind", "", False, history, executions)
+
+
+def broken(found: records.Record, felt: Sequence[pauses.Pause] = ()) -> list[str]:
+    return list(invariants.is_never_forgotten(found, felt))
+
+
+def test_a_run_that_goes_without_a_sign_of_life_for_too_long_is_found() -> None:
+    late = record(state(S.RUNNING, 100), state(S.CRASHED, 130 + BOUND), beats=[110, 120, 129])
+    in_time = record(state(S.RUNNING, 100), state(S.CRASHED, 130 + BOUND), beats=[110, 130])
+    assert "RUNNING without a sign of life" in broken(late)[0]
+    assert broken(in_time) == []
+
+
+def test_a_pause_excuses_its_own_time_and_no_more() -> None:
+    late = record(state(S.PENDING, 100), state(S.SCHEDULED, 111 + BOUND))
+    assert broken(late, [pause(105, 116)]) == []
+    assert broken(late, [pause(105, 115)])
+    assert broken(late, [pause(90, 100)])
+
+
+def test_nobody_has_to_take_care_of_a_run_that_is_scheduled() -> None:
+    assert broken(record(state(S.SCHEDULED, 0), state(S.PENDING, 1000))) == []
