@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
-from typing import Any
 from uuid import UUID
 
 from redis import Redis
@@ -33,8 +31,8 @@ class Observations:
         self._patience = patience_seconds
         self._gap = gap_seconds
         self._prefix = prefix
-        self._steady = _script(redis, "steady")
-        self._unclaimed = _script(redis, "unclaimed")
+        self._steady = ledger.script(redis, "steady")
+        self._unclaimed = ledger.script(redis, "unclaimed")
 
     def note(self) -> float:
         """Note that the ledger is there; return for how many seconds it has been, without a gap.
@@ -58,8 +56,3 @@ class Observations:
         args = [int(self._patience * 1000), *(str(run_id) for run_id in flow_run_ids)]
         found = self._unclaimed(keys=[f"{self._prefix}unclaimed:{pool}"], args=args)
         return {UUID(run_id) for run_id in found}
-
-
-def _script(redis: Redis, name: str) -> Any:
-    source = resources.files("dispatcher").joinpath("lua", f"{name}.lua").read_text("utf-8")
-    return redis.register_script(source)

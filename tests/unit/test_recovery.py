@@ -580,6 +580,19 @@ def test_a_job_that_ends_while_prefect_is_away_is_told_of_by_recovery(
     assert "Out of memory?" in (scene.last_message(claim.flow_run_id) or "")
 
 
+def test_a_run_whose_end_is_still_to_be_told_is_no_orphan(scene: RecoveryScene) -> None:
+    claim = scene.claim()
+    lease = scene.book.acquire(claim, owner="a")
+    assert isinstance(lease, claims.Lease)
+    scene.set_state(claim, S.RUNNING)
+    assert scene.book.finish(lease, "an outcome of another version")
+    scene.tick()
+    scene.let_orphans_wait()
+    scene.tick()
+    assert scene.history(claim.flow_run_id)[-1] == "Running"
+    assert scene.stage(claim.flow_run_id) is Stage.FINISHED
+
+
 def test_an_end_that_was_kept_for_a_run_that_was_deleted_is_given_up(scene: RecoveryScene) -> None:
     claim = scene.claim()
     lease = scene.book.acquire(claim, owner="a")
