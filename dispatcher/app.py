@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from celery import beat as celery_beat
 
+import executors
 from dispatcher import (
     beats,
     bootsteps,
@@ -40,6 +41,8 @@ def create_app(options: settings.Settings) -> Celery:
 
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
     def share_memory(**_: Any) -> None:
+        # Only the executor that is likely to be used: the others may bring large libraries along.
+        executors.get_executor_class_from_type(parts.options.pool_type)
         # What is there now stays; a collector that looks at it would give each child its own copy.
         gc.collect()
         gc.freeze()

@@ -127,7 +127,7 @@ def serve_node(parts: services.Services) -> None:
     api = hasty_api(parts)
     services_of_node = node.NodeServices(
         options=parts.options,
-        executor_types=executors.get_all_available_executor_types(),
+        executor_types=executors.get_all_available_executor_types,
         find_executor=executors.get_executor_class_from_type,
         read_pool=api.read_work_pool,
     )

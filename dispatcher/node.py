@@ -21,7 +21,7 @@ class NodeServices:
         self,
         *,
         options: settings.Settings,
-        executor_types: Sequence[str],
+        executor_types: Callable[[], Sequence[str]],
         find_executor: Callable[[str], type[base.BaseExecutor] | None],
         read_pool: Callable[[str], schemas.WorkPool],
     ) -> None:
@@ -41,7 +41,7 @@ class NodeServices:
         wanted = base.NodeOptions(
             start=self._options.start, preload=self._options.preload, eager=types is not None
         )
-        for kind in self._executor_types if types is None else sorted(types):
+        for kind in self._executor_types() if types is None else sorted(types):
             executor = self._find_executor(kind)
             if executor is None:
                 continue

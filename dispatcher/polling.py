@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -19,6 +19,7 @@ from dispatcher import (
     parallel,
     planning,
     polls,
+    preparation,
     turns,
 )
 from dispatcher.api import client, schemas
@@ -72,7 +73,7 @@ class Poller:
         calls: nudges.Nudges,
         record: polls.Polls,
         publish: Publish,
-        executor_types: Collection[str],
+        find_executor: preparation.FindExecutor,
         worker_name: str,
         work_queues: Sequence[str] = (),
         prefetch_seconds: float = 10.0,
@@ -93,7 +94,7 @@ class Poller:
         self._polls = record
         self._publish = publish
         self._worker_name = worker_name
-        self._executor_types = frozenset(executor_types)
+        self._find_executor = find_executor
         self._work_queues = tuple(work_queues)
         self._prefetch = timedelta(seconds=prefetch_seconds)
         self._connections = connections
@@ -202,7 +203,7 @@ class Poller:
 
     def _is_served(self, pool: str) -> bool:
         try:
-            return self._catalog.pool(pool).type in self._executor_types
+            return self._find_executor(self._catalog.pool(pool).type) is not None
         except errors.ObjectNotFound:
             # The sync task creates it, or says that it may not.
             return False

@@ -76,7 +76,7 @@ class PoolSync:
         if self._types_seen.get(pool.name) == pool.type:
             return
         self._types_seen[pool.name] = pool.type
-        if pool.type not in executors.get_all_available_executor_types():
+        if executors.get_executor_class_from_type(pool.type) is None:
             logger.error(
                 "work pool %r has type %r, for which no executor is installed (known: %s); "
                 "its runs are left alone",

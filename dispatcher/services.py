@@ -183,7 +183,7 @@ class Services:
             record=self.polls,
             publish=self.messenger.send_execute,
             worker_name=self.options.worker_name,
-            executor_types=executors.get_all_available_executor_types(),
+            find_executor=executors.get_executor_class_from_type,
             work_queues=self.options.work_queues,
             prefetch_seconds=self.options.prefetch_seconds,
         )

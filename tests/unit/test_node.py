@@ -72,7 +72,7 @@ def services(pools: Mapping[str, str | errors.ApiError], **options: Any) -> node
     values = {"prefect_api_url": "http://127.0.0.1:4200/api", **options}
     return node.NodeServices(
         options=settings.Settings(work_pools=tuple(pools), **values),
-        executor_types=sorted(KINDS),
+        executor_types=lambda: sorted(KINDS),
         find_executor=KINDS.get,
         read_pool=read_pool,
     )

@@ -29,6 +29,7 @@ from dispatcher import (
 )
 from dispatcher.api import client, schemas
 from dispatcher.testing import prefect_api, prefect_objects
+from executors import process
 
 S = schemas.StateType
 Fault, Kind = prefect_api.Fault, prefect_api.FaultKind
@@ -81,7 +82,7 @@ class Scene:
                 "calls": self.calls,
                 "record": polls.Polls(self.redis),
                 "publish": self._publish,
-                "executor_types": ["process"],
+                "find_executor": {"process": process.ProcessExecutor}.get,
                 "worker_name": "fleet",
                 "connections": 1,  # so that tests may count on the order
                 "linger_seconds": 0.0,
