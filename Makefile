@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 # So that the first flow run does not have to compile Prefect.
 export UV_COMPILE_BYTECODE ?= 1
 
-.PHONY: demo test e2e lock cover check venv clean
+.PHONY: demo test e2e bench lock cover check venv clean
 
 demo: venv
 	$(BIN)/dispatcher demo $(ARGS)
@@ -35,6 +35,12 @@ e2e: venv
 	tests/e2e/images.sh $(E2E_IMAGES)
 	docker build --quiet --tag celery-flow-dispatcher .
 	$(BIN)/pytest -n 2 --dist loadfile tests/e2e $(ARGS)
+
+bench: venv
+	$(BIN)/uv pip install --quiet --group benchmarks
+	for each in end_to_end dispatch burst scale cancel_recovery report; do \
+	  env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m benchmarks.$$each || exit; \
+	done
 
 lock: venv
 	echo '# What the image installs, made by "make lock"; the ranges are in pyproject.toml.' > requirements.lock

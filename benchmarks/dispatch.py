@@ -37,17 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     with sites.Site() as site:
         measurement = Measurement(site, options, results)
         for repetition in range(options.repetitions):
-            tasks_per_second = measurement.bare_celery(repetition)
-            runs_per_second = measurement.dispatcher(repetition)
-            results.say(f"{runs_per_second / tasks_per_second:.0%} of bare Celery")
+            for concurrency in options.concurrency:
+                tasks_per_second = measurement.bare_celery(repetition, concurrency)
+                runs_per_second = measurement.dispatcher(repetition, concurrency)
+                share = runs_per_second / tasks_per_second
+                results.say(f"with {concurrency} slots {share:.0%} of bare Celery")
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = record.parser(__doc__)
-    parser.add_argument("--runs", type=int, default=10_000, help="in each repetition")
+    parser.add_argument("--runs", type=int, default=10_000, help="in each measurement")
     parser.add_argument("--tasks", type=int, default=10_000, help="of bare Celery")
     parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--concurrency", type=int, default=4, help="slots of the worker")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[4, 16], help="slots of the worker"
+    )
     parser.add_argument("--warm-up", type=int, default=50, help="runs that are not counted")
     return parser.parse_args(argv)
 
@@ -66,7 +70,7 @@ class Measurement:
         self._api = site.connect_api(self._stub.api_url)
         self._plugin = contenders.plugin(site, noop_executor.TYPE, noop_executor.ENTRY_POINT)
 
-    def dispatcher(self, repetition: int) -> float:
+    def dispatcher(self, repetition: int, concurrency: int) -> float:
         """Take runs through the dispatcher; return runs/s."""
         side = contenders.Dispatcher(
             self._site,
@@ -77,18 +81,20 @@ class Measurement:
         )
         try:
             control = sites.roots([side.start_control()])
-            workers = sites.roots(side.start_workers(1, self._options.concurrency))
+            workers = sites.roots(side.start_workers(1, concurrency))
             self._take_through(side, self._options.warm_up)
             figures = self._measured(side, control, workers)
         finally:
             side.stop()
-        self._results.add(what="dispatcher", repetition=repetition, **figures)
+        self._results.add(
+            what="dispatcher", repetition=repetition, concurrency=concurrency, **figures
+        )
         return float(figures["runs_per_second"])
 
-    def bare_celery(self, repetition: int) -> float:
+    def bare_celery(self, repetition: int, concurrency: int) -> float:
         """Take as many tasks that do nothing through Celery; return tasks/s."""
         url = self._site.redis_database(BARE_DATABASE)
-        worker = self._site.launch(_bare_worker(self._site, url, self._options.concurrency))
+        worker = self._site.launch(_bare_worker(self._site, url, concurrency))
         roots = sites.roots([worker])
         with Celery("bare", broker=url, set_as_current=False) as sender:
             self._send_bare(sender, self._options.warm_up)
@@ -100,6 +106,7 @@ class Measurement:
         self._results.add(
             what="bare Celery",
             repetition=repetition,
+            concurrency=concurrency,
             tasks=self._options.tasks,
             seconds=round(seconds, 2),
             tasks_per_second=tasks_per_second,

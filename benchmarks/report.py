@@ -21,6 +21,7 @@ PAGE, CHARTS = DOCS / "benchmarks.md", DOCS / "charts"
 Rows = Sequence[Mapping[str, Any]]
 WAIT = "scheduled_to_running_seconds"
 START = "pending_to_running_seconds"
+RUNS, TASKS = "runs/s, poll to close", "bare Celery, tasks/s"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -147,36 +148,40 @@ def _grouped(
 
 def _dispatch(document: Mapping[str, Any]) -> str:
     results = document["results"]
-    ours = [row for row in results if row["what"] == "dispatcher"]
-    bare = [row for row in results if row["what"] == "bare Celery"]
-    runs, tasks = (
-        summary.median_of(ours, "runs_per_second"),
-        summary.median_of(bare, "tasks_per_second"),
-    )
-    cpu = [row["cpu_ms_per_run"] for row in ours]
-    lines: list[list[object]] = [
-        ["runs/s, poll to close", runs],
-        ["bare Celery, tasks/s", tasks],
-        ["share of bare Celery, %", summary.rounded(100 * runs / tasks)],
-        ["API requests per run", summary.median_of(ours, "requests_per_run")],
-        *(
-            [f"CPU ms/run: {name.replace('_', ' ')}", summary.median_of(cpu, name)]
-            for name in cpu[0]
-        ),
-        *(
-            [f"control worker, MiB, {when}", ours[-1]["control_worker_mib"][when]]
-            for when in ("first", "last", "peak")
-        ),
-    ]
-    requests = [[name, count] for name, count in ours[-1]["requests"].items()]
-    rows = [chart.Bar("", "dispatcher, runs", runs), chart.Bar("", "bare Celery, tasks", tasks)]
+    ours = _grouped(results, "dispatcher", ("concurrency",))
+    bare = _grouped(results, "bare Celery", ("concurrency",))
+    columns = [_ceiling(ours[slots], bare[slots]) for slots in ours]
+    lines = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    last = results[-1]
+    requests = [[name, count] for name, count in last["requests"].items()]
+    bars = []
+    for (slots,), column in zip(ours, columns, strict=True):
+        bars.append(chart.Bar(f"{slots} slots", "dispatcher, runs", column[RUNS]))
+        bars.append(chart.Bar(f"{slots} slots", "bare Celery, tasks", column[TASKS]))
     return "\n\n".join(
         [
-            table(("figure", "value"), lines),
-            table(("request", f"times in {ours[-1]['runs']} runs"), requests),
-            _write_chart("dispatch", "Through poll, claim, Celery, close", "per second", rows),
+            table(("figure", *(f"{slots} slots" for (slots,) in ours)), lines),
+            table(("request", f"times in {last['runs']} runs"), requests),
+            _write_chart("dispatch", "Through poll, claim, Celery, close", "per second", bars),
         ]
     )
+
+
+def _ceiling(ours: Rows, bare: Rows) -> dict[str, float]:
+    runs = summary.median_of(ours, "runs_per_second")
+    tasks = summary.median_of(bare, "tasks_per_second")
+    cpu = [row["cpu_ms_per_run"] for row in ours]
+    memory = ours[-1]["control_worker_mib"]
+    return {
+        RUNS: runs,
+        TASKS: tasks,
+        "share of bare Celery, %": summary.rounded(100 * runs / tasks),
+        "API requests per run": summary.median_of(ours, "requests_per_run"),
+        **{
+            f"CPU ms/run: {name.replace('_', ' ')}": summary.median_of(cpu, name) for name in cpu[0]
+        },
+        **{f"control worker, MiB, {when}": memory[when] for when in ("first", "last", "peak")},
+    }
 
 
 def _burst(document: Mapping[str, Any]) -> str:
