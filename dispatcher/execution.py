@@ -80,7 +80,7 @@ class Execution:
         job = jobs.Job(
             grace_seconds=self._grace_seconds,
             reschedule=self._reschedule_on_shutdown,
-            is_running=lambda: self._reporter.is_running(lease.flow_run_id),
+            glance=lambda: self._reporter.glance(lease.flow_run_id),
         )
         with (
             logs.bind_run(lease.flow_run_id, lease.claim_id, lease.pool),
@@ -95,7 +95,7 @@ class Execution:
             if job.stop_reason is planning.StopReason.UNREACHABLE:
                 if not _is_ours(keeper, job):
                     outcome = planning.NOT_STARTED
-                elif self._reporter.is_running(lease.flow_run_id):
+                elif (state := self._reporter.glance(lease.flow_run_id)) and state.is_running:
                     # Its engine may have been killed with a last state on its way to Prefect, which
                     # must not be undone. Recovery judges the run when the lease has run out.
                     return "left to recovery"

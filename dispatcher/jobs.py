@@ -19,8 +19,8 @@ class Job:
     """Runs a job in the caller's thread and can be stopped from any other, at any time.
 
     A stop that comes before the job exists is carried out as soon as it does; one that comes
-    before :meth:`run` is for the caller to see in ``stop_reason``. ``is_running`` asks Prefect
-    whether the run is Running, for executors that cannot tell whether its flow has begun.
+    before :meth:`run` is for the caller to see in ``stop_reason``. ``glance`` asks Prefect for the
+    run's state and tells ``None`` if there is no quick answer.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class Job:
         *,
         grace_seconds: float,
         reschedule: bool,
-        is_running: Callable[[], bool],
+        glance: Callable[[], schemas.State | None],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._grace_seconds = grace_seconds
         self._reschedule = reschedule
-        self._is_running = is_running
+        self._glance = glance
         self._now = now
         self._lock = threading.Lock()
         self._killer: threading.Thread | None = None
@@ -109,6 +109,10 @@ class Job:
         self._begun = self._begun or prepared.executor.has_begun(identifier) or self._is_running()
         return self._begun
 
+    def _is_running(self) -> bool:
+        state = self._glance()
+        return state is not None and state.is_running
+
     def _kill_in_background(self) -> None:
         if self.identifier is None or self._ended:
             return
@@ -133,9 +137,22 @@ class Job:
             # Whatever an executor raises, the next renewal of the lease tries again.
             logger.exception("job %s could not be stopped yet", identifier)
 
+    def _heed_a_cancel(self) -> None:
+        """Let a cancel that has not come through count more than the end of the worker.
+
+        The run would be Crashed otherwise, and could not become Cancelled any more.
+        """
+        state = self._glance()
+        if state is not None and state.is_cancelling:
+            with self._lock:
+                if self.stop_reason is planning.StopReason.SHUTDOWN:
+                    self.stop_reason = planning.StopReason.CANCEL
+
     def _end_politely_or_not(self, identifier: str) -> None:
         prepared = self._prepared
         assert prepared is not None
+        if self.stop_reason is planning.StopReason.SHUTDOWN:
+            self._heed_a_cancel()
         if self.stop_reason is planning.StopReason.CANCEL:
             prepared.kill(identifier, grace_seconds=self._grace_seconds)
         elif self.stop_reason is planning.StopReason.SHUTDOWN:

@@ -17,7 +17,7 @@ class Reporter:
     """Proposes states. Nothing is forced, so a state that is final already stays.
 
     Every method raises :class:`dispatcher.errors.ApiError` if the API could not be asked, but for
-    :meth:`is_running`. That one uses ``hasty``, a client which does not wait for long.
+    :meth:`glance`. That one uses ``hasty``, a client which does not wait for long.
     """
 
     def __init__(
@@ -38,13 +38,12 @@ class Reporter:
         except errors.ObjectNotFound:
             return None
 
-    def is_running(self, flow_run_id: UUID) -> bool:
-        """Whether a run is known to be Running; false also if the API does not say so at once."""
+    def glance(self, flow_run_id: UUID) -> schemas.State | None:
+        """A run's state; ``None`` also if the API does not tell it at once."""
         try:
-            state = self._hasty.read_flow_run(flow_run_id).state
+            return self._hasty.read_flow_run(flow_run_id).state
         except errors.ApiError:
-            return False
-        return state is not None and state.type is schemas.StateType.RUNNING
+            return None
 
     def conclude(self, flow_run_id: UUID, outcome: planning.Outcome) -> str:
         """Tell Prefect an outcome where Prefect does not know it yet; return the run's state."""

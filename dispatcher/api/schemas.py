@@ -72,6 +72,11 @@ class State(_Schema):
         return self.type in TERMINAL_STATES
 
     @property
+    def is_running(self) -> bool:
+        """Whether the flow has begun and has not ended."""
+        return self.type is StateType.RUNNING
+
+    @property
     def is_cancelling(self) -> bool:
         """Whether someone asked to cancel (2.x clients write a CANCELLED state so named)."""
         return self.type is StateType.CANCELLING or (

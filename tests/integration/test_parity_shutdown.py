@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from dispatcher import errors
+from dispatcher import errors, tasks
 from dispatcher.api import schemas
 from tests import light_jobs, waiting
 from tests import stack as stacks
@@ -98,3 +98,24 @@ def is_offline(stack: stacks.Stack) -> bool:
     except errors.ApiUnreachable:
         return False
     return (worker.status, pool.status) == ("OFFLINE", "NOT_READY")
+
+
+def test_a_cancel_that_has_reached_nobody_yet_counts_when_the_worker_stops_in_a_hurry(
+    new_stack: NewStack,
+) -> None:
+    with new_stack() as stack:
+        schedule = str(stack.directory / "schedule")
+        control = stack.worker("control", "-B", "-s", schedule, "-Q", tasks.CONTROL_QUEUE)
+        worker = stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "--concurrency", "1")
+        stack.wait_until_served(stack.pool)
+        run = stack.run(stack.deployment("waits"))
+        run.wait_for_line("running")
+        control.send_signal(signal.SIGKILL)
+        control.wait()
+
+        run.cancel()
+        worker.send_signal(signal.SIGQUIT)
+
+        assert run.wait_for_end().name == "Cancelled"
+        assert "CRASHED" not in run.history()
+        worker.wait(seconds=EXIT_SECONDS)

@@ -36,7 +36,7 @@ class Stage:
         values: dict[str, Any] = {
             "grace_seconds": parts.GRACE_SECONDS,
             "reschedule": False,
-            "is_running": lambda: False,
+            "glance": lambda: None,
             "now": lambda: NOW,
         }
         self.job = jobs.Job(**values | options)
@@ -168,6 +168,36 @@ def test_a_job_that_stops_with_its_worker_is_interrupted_not_killed(
     stage.run()
     assert script.interrupts == [(parts.PID, reschedule, parts.GRACE_SECONDS)]
     assert script.kills == []
+
+
+@pytest.mark.parametrize(
+    "cancelling",
+    [schemas.State(type=S.CANCELLING), schemas.State(type=S.CANCELLED, name="Cancelling")],
+)
+def test_a_cancel_that_has_not_come_through_counts_more_than_the_end_of_the_worker(
+    cancelling: schemas.State,
+) -> None:
+    script = parts.Script(blocks=True, has_begun=True)
+    stage = Stage(script, glance=lambda: cancelling)
+    script.during = lambda: stage.job.stop(Stop.SHUTDOWN)
+    stage.run()
+    assert stage.job.stop_reason is Stop.CANCEL
+    assert script.kills == [(parts.PID, parts.GRACE_SECONDS)]
+    assert script.interrupts == []
+
+
+def test_a_lost_lease_counts_more_than_a_cancel_that_comes_to_light_when_its_worker_stops() -> None:
+    script = parts.Script(blocks=True, has_begun=True)
+
+    def glance() -> schemas.State:
+        stage.job.stop(Stop.LOST)
+        return schemas.State(type=S.CANCELLING)
+
+    stage = Stage(script, glance=glance)
+    script.during = lambda: stage.job.stop(Stop.SHUTDOWN)
+    stage.run()
+    assert stage.job.stop_reason is Stop.LOST
+    assert script.kills == [(parts.PID, 0.0)]
 
 
 def test_a_job_that_loses_its_lease_while_its_worker_stops_is_killed_at_once() -> None:

@@ -13,6 +13,8 @@ from dispatcher import jobs, planning, preparation
 from dispatcher.api import schemas
 from executors import base, configuration
 
+S = schemas.StateType
+
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 PID = "host:1"
 
@@ -56,15 +58,15 @@ class Trial:
         self,
         *,
         begun: bool = False,
-        running: tuple[bool, ...] = (),
+        states: tuple[S, ...] = (),
         due_in: float = -60.0,
         infra_retries: int | None = None,
     ) -> None:
-        answers = list(running)
+        answers = list(states)
         self.job = jobs.Job(
             grace_seconds=1.0,
             reschedule=False,
-            is_running=lambda: answers.pop(0) if answers else False,
+            glance=lambda: schemas.State(type=answers.pop(0)) if answers else None,
             now=lambda: NOW,
         )
         self._due = NOW + timedelta(seconds=due_in)
@@ -107,15 +109,15 @@ def test_a_flow_whose_deployment_opted_in_may_be_started_again_elsewhere() -> No
 
 
 def test_an_engine_that_waits_for_its_runs_time_has_not_begun() -> None:
-    assert Trial(begun=True, running=(True,), due_in=60.0).may_be_restarted()
+    assert Trial(begun=True, states=(S.RUNNING,), due_in=60.0).may_be_restarted()
 
 
 def test_where_the_executor_cannot_tell_prefect_is_asked() -> None:
-    assert not Trial(begun=False, running=(True,)).may_be_restarted()
+    assert not Trial(begun=False, states=(S.RUNNING,)).may_be_restarted()
 
 
 def test_what_prefect_said_once_is_remembered() -> None:
-    trial = Trial(begun=False, running=(False, True, False))
+    trial = Trial(begun=False, states=(S.PENDING, S.RUNNING, S.PENDING))
     found: list[bool] = []
 
     trial.ask(lambda: found.extend(trial.job.may_be_restarted() for _ in range(3)))
