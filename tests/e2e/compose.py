@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import shutil
@@ -12,28 +11,23 @@ import subprocess
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import docker
 from docker.models.containers import Container
 
-from dispatcher import errors
 from dispatcher.api import client as clients
 from dispatcher.api import schemas, transport
 from dispatcher.testing import prefect_objects
 from tests import waiting
-from tests.e2e import engine
+from tests.e2e import engine, sample_runs
 
 ROOT = Path(__file__).parents[2]
 FILES = ("docker-compose.yml", "docker-compose.docker.yml")
 SOCKET = Path("/var/run/docker.sock")
-EXAMPLES = "/opt/dispatcher/examples"
 
 COMMAND_SECONDS = 240.0
 HEALTHY_SECONDS = 120.0
-RUN_SECONDS = 120.0
 STOP_SECONDS = 60
 
 PROJECT_LABEL = "com.docker.compose.project"
@@ -55,7 +49,7 @@ def command() -> list[str]:
     return ["docker", "compose"]
 
 
-class Stack:
+class Stack(sample_runs.SampleRuns):
     """One installation; ``options`` are variables of ``.env.example``."""
 
     def __init__(self, **options: str) -> None:
@@ -77,7 +71,7 @@ class Stack:
         self.docker = docker.from_env()
         api = transport.Transport(f"http://127.0.0.1:{self.prefect_port}/api")
         self.prefect = clients.PrefectClient(api)
-        self.objects = prefect_objects.PrefectObjects(self.prefect)
+        super().__init__(prefect_objects.PrefectObjects(self.prefect))
 
     @property
     def network(self) -> str:
@@ -156,47 +150,3 @@ class Stack:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
-
-    # Runs
-
-    def deployment(self, flow: str, *, pool: str = "default", **variables: Any) -> Any:
-        step = {"prefect.deployments.steps.set_working_directory": {"directory": EXAMPLES}}
-        return self.objects.deployment(
-            pool,
-            flow.replace("_", "-"),
-            entrypoint=f"flows.py:{flow}",
-            pull_steps=[step],
-            job_variables=variables,
-        )
-
-    def run(self, deployment: schemas.Deployment, **parameters: Any) -> schemas.FlowRun:
-        return self.objects.run(deployment, parameters=parameters)
-
-    def state(self, run: schemas.FlowRun) -> schemas.State:
-        state = self.prefect.read_flow_run(run.id).state
-        assert state is not None
-        return state
-
-    def wait_for(self, run: schemas.FlowRun, *types: State, seconds: float = RUN_SECONDS) -> None:
-        def is_there() -> bool:
-            # A server on a busy machine may fail a request.
-            with contextlib.suppress(errors.ApiError):
-                return self.state(run).type in types
-            return False
-
-        waiting.wait_for(
-            is_there,
-            seconds=seconds,
-            every=0.25,
-            what=f"run {run.name} is {' or '.join(types)}",
-        )
-
-    def starts(self, run: schemas.FlowRun) -> int:
-        """How often a run has been Running."""
-        return sum(state.type is State.RUNNING for state in self.objects.states(run.id))
-
-    def wait_completed_once(self, runs: Sequence[schemas.FlowRun]) -> None:
-        for run in runs:
-            self.wait_for(run, *schemas.TERMINAL_STATES)
-            assert self.state(run).type is State.COMPLETED, self.state(run)
-            assert self.starts(run) == 1

@@ -23,7 +23,7 @@ from dispatcher.api import client as clients
 from dispatcher.api import schemas, transport
 from dispatcher.testing import prefect_objects
 from tests import waiting
-from tests.e2e import compose, engine
+from tests.e2e import compose, engine, sample_runs
 
 # Elsewhere it is switched off, since its fixtures have the names of Celery's own.
 pytest_plugins = ("pytest_celery.plugin",)
@@ -32,7 +32,6 @@ State = schemas.StateType
 
 # What a lost worker's runs wait for at most, by the settings below.
 BOUND_SECONDS = 45.0
-RUN_SECONDS = 60.0
 SERVER_SECONDS = 120.0
 PREFECT = "prefect"
 API_PORT = "4200/tcp"
@@ -193,38 +192,15 @@ def celery_worker_cluster(
     cluster.teardown()
 
 
-class Runs:
-    """Makes runs of the sample flows and says what became of them."""
+class Runs(sample_runs.SampleRuns):
+    """Also tells where a run executes."""
 
     def __init__(self, objects: prefect_objects.PrefectObjects) -> None:
-        self._objects = objects
+        super().__init__(objects)
         waiting.wait_for(self._pool_exists, seconds=30, what="the work pool exists")
 
     def start(self, flow: str = "long_running", **parameters: Any) -> schemas.FlowRun:
-        step = {"prefect.deployments.steps.set_working_directory": {"directory": compose.EXAMPLES}}
-        deployment = self._objects.deployment(
-            POOL, flow.replace("_", "-"), entrypoint=f"flows.py:{flow}", pull_steps=[step]
-        )
-        return self._objects.run(deployment, parameters=parameters)
-
-    def state(self, run: schemas.FlowRun) -> schemas.State:
-        state = self._objects.client.read_flow_run(run.id).state
-        assert state is not None
-        return state
-
-    def wait_for(self, run: schemas.FlowRun, *types: State, seconds: float = RUN_SECONDS) -> None:
-        def is_there() -> bool:
-            # A server on a busy machine may fail a request.
-            with contextlib.suppress(errors.ApiError):
-                return self.state(run).type in types
-            return False
-
-        waiting.wait_for(
-            is_there,
-            seconds=seconds,
-            every=0.25,
-            what=f"run {run.name} is {' or '.join(types)}",
-        )
+        return self.run(self.deployment(flow, pool=POOL), **parameters)
 
     def host(self, run: schemas.FlowRun) -> str:
         """The host name of the container in which a run executes."""
@@ -234,17 +210,14 @@ class Runs:
         """The id of a run's process in its container."""
         return self._infrastructure_pid(run).partition(":")[2]
 
-    def starts(self, run: schemas.FlowRun) -> int:
-        return sum(state.type is State.RUNNING for state in self._objects.states(run.id))
-
     def _infrastructure_pid(self, run: schemas.FlowRun) -> str:
-        pid = self._objects.client.read_flow_run(run.id).infrastructure_pid
+        pid = self.objects.client.read_flow_run(run.id).infrastructure_pid
         assert pid is not None
         return pid
 
     def _pool_exists(self) -> bool:
         with contextlib.suppress(errors.ObjectNotFound):
-            return bool(self._objects.client.read_work_pool(POOL).base_job_template)
+            return bool(self.objects.client.read_work_pool(POOL).base_job_template)
         return False
 
 
@@ -312,7 +285,4 @@ def test_a_redis_that_comes_back_empty_costs_no_run(
     runs.wait_for(begun, State.RUNNING)
     celery_setup.broker.restart()  # it keeps nothing on disk
     later = runs.start("hello")
-    for run in (begun, later):
-        runs.wait_for(run, *schemas.TERMINAL_STATES)
-        assert runs.state(run).type is State.COMPLETED
-        assert runs.starts(run) == 1
+    runs.wait_completed_once([begun, later])

@@ -51,6 +51,20 @@ def pool(stack: compose.Stack) -> str:
     return CONTAINERS
 
 
+def container_deployment(
+    stack: compose.Stack, pool: str, flow: str, **variables: Any
+) -> schemas.Deployment:
+    """A deployment whose runs are containers of our image, and reach the stack's Prefect."""
+    return stack.deployment(
+        flow,
+        pool=pool,
+        image=engine.OUR_IMAGE,
+        image_pull_policy="Never",
+        networks=[stack.network],
+        **variables,
+    )
+
+
 def containers_of(stack: compose.Stack, run: schemas.FlowRun) -> list[str]:
     """The ids of a run's containers that run."""
     label = f"{configuration.FLOW_RUN_LABEL}={run.id}"
@@ -126,8 +140,7 @@ def test_a_browser_shows_the_fleet_in_both_user_interfaces(
 def test_a_flow_run_of_a_docker_pool_is_a_container_and_completes(
     stack: compose.Stack, pool: str
 ) -> None:
-    variables = {"image": engine.OUR_IMAGE, "image_pull_policy": "Never"}
-    deployment = stack.deployment("etl", pool=pool, networks=[stack.network], **variables)
+    deployment = container_deployment(stack, pool, "etl")
     run = stack.run(deployment)
     stack.wait_completed_once([run])
     pid = stack.prefect.read_flow_run(run.id).infrastructure_pid
@@ -151,14 +164,7 @@ def test_a_missing_image_crashes_its_run_clearly_and_no_other(
 def test_cancelling_stops_the_container_also_on_a_pool_of_threads(
     stack: compose.Stack, pool: str
 ) -> None:
-    deployment = stack.deployment(
-        "long_running",
-        pool=pool,
-        image=engine.OUR_IMAGE,
-        image_pull_policy="Never",
-        networks=[stack.network],
-        auto_remove=True,
-    )
+    deployment = container_deployment(stack, pool, "long_running", auto_remove=True)
     run = stack.run(deployment)
     stack.wait_for(run, State.RUNNING)
     assert len(containers_of(stack, run)) == 1
@@ -171,14 +177,7 @@ def test_cancelling_stops_the_container_also_on_a_pool_of_threads(
 def test_a_container_outlives_its_killed_worker_and_completes(
     stack: compose.Stack, pool: str
 ) -> None:
-    deployment = stack.deployment(
-        "long_running",
-        pool=pool,
-        image=engine.OUR_IMAGE,
-        image_pull_policy="Never",
-        networks=[stack.network],
-        auto_remove=True,
-    )
+    deployment = container_deployment(stack, pool, "long_running", auto_remove=True)
     run = stack.run(deployment, seconds=40)
     stack.wait_for(run, State.RUNNING)
     [worker] = stack.containers("worker")
