@@ -4,6 +4,7 @@
 #   make test     run the tests (make test ARGS="tests/unit -k ledger")
 #   make cover    prove that the decisions are tested to the last branch
 #   make e2e      run the tests with containers; needs a Docker engine
+#   make bench    measure everything in docs/benchmarks.md; needs PostgreSQL, and an hour or two
 #   make lock     choose anew what the image installs
 #   make check    lint, check the format and the types
 #   make clean    remove .venv and what the tools have left

@@ -54,6 +54,15 @@ def wait_for_message(stack: stacks.Stack) -> None:
     waiting.wait_for(stack.waiting_messages, seconds=30, what="a run's message waits in the queue")
 
 
+@contextlib.contextmanager
+def run_in_queue(stack: stacks.Stack, deployment: schemas.Deployment) -> Iterator[stacks.Run]:
+    """A run that is claimed, and whose message no worker takes meanwhile."""
+    with nobody_taking_runs(stack):
+        run = stack.run(deployment)
+        wait_for_message(stack)
+        yield run
+
+
 def wait_for_next_run(stack: stacks.Stack) -> None:
     """Wait until the workers have dealt with all that came before this."""
     deployment = stack.deployment("completes", job_variables={"command": "no-such-command"})
@@ -99,11 +108,7 @@ def test_running_runs_are_cancelled_with_their_hooks_and_their_processes_are_gon
 def test_a_pending_run_whose_message_waits_is_cancelled_and_never_starts(
     stack: stacks.Stack,
 ) -> None:
-    deployment = stack.deployment("completes")
-    with nobody_taking_runs(stack):
-        run = stack.run(deployment)
-        wait_for_message(stack)
-
+    with run_in_queue(stack, stack.deployment("completes")) as run:
         run.cancel()
 
         state = run.wait_for_end(seconds=CANCEL_SECONDS)
@@ -118,10 +123,7 @@ def test_a_pending_run_whose_message_waits_is_cancelled_and_never_starts(
 def test_a_run_that_is_cancelled_in_prefect_while_its_message_waits_is_left_as_it_is(
     stack: stacks.Stack,
 ) -> None:
-    deployment = stack.deployment("completes")
-    with nobody_taking_runs(stack):
-        run = stack.run(deployment)
-        wait_for_message(stack)
+    with run_in_queue(stack, stack.deployment("completes")) as run:
         stack.objects.force(run.id, State.CANCELLED)
 
     wait_for_next_run(stack)
@@ -130,10 +132,7 @@ def test_a_run_that_is_cancelled_in_prefect_while_its_message_waits_is_left_as_i
 
 
 def test_a_run_that_is_deleted_while_its_message_waits_harms_nobody(stack: stacks.Stack) -> None:
-    deployment = stack.deployment("completes")
-    with nobody_taking_runs(stack):
-        run = stack.run(deployment)
-        wait_for_message(stack)
+    with run_in_queue(stack, stack.deployment("completes")) as run:
         stack.objects.delete_run(run.id)
 
     wait_for_next_run(stack)
@@ -145,9 +144,7 @@ def test_a_run_whose_deployment_is_deleted_after_its_claim_is_cancelled_naming_i
     stack: stacks.Stack,
 ) -> None:
     deployment = stack.deployment("completes")
-    with nobody_taking_runs(stack):
-        run = stack.run(deployment)
-        wait_for_message(stack)
+    with run_in_queue(stack, deployment) as run:
         stack.objects.delete_deployment(deployment.id)
 
     state = run.wait_for_end()
