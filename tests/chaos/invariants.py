@@ -14,9 +14,10 @@ State = schemas.StateType
 # Between a signal, its effect, and the mark that shows it.
 TOLERANCE_SECONDS = 0.5
 
-# A server dates a state when its request arrives, before it waits for the database: of two
-# requests that arrive together, the one with the earlier date may be carried out last.
-ARRIVAL_SECONDS = 0.5
+# What was under way when a cancel was asked for may still happen. A server also dates a state when
+# its request arrives, before it waits for the database: of two requests that arrive together, the
+# one with the earlier date may be carried out last.
+UNDER_WAY_SECONDS = 0.5
 
 # How long a run may go without any sign of life while nothing excuses it. The promise is 45 s with
 # default settings; here the lease is 10 s shorter, and recovery looks 4 s more often. A run that
@@ -25,6 +26,9 @@ BOUND_SECONDS = 35.0
 
 # Someone has to take care of a run in one of these states.
 OWNED = frozenset({State.PENDING, State.RUNNING, State.CANCELLING})
+
+# What a worker, or an engine whose worker is told to stop, does to a run.
+_STEPS = frozenset({State.PENDING, State.RUNNING, State.CRASHED})
 
 Invariant = Callable[[records.Record], Iterator[str]]
 
@@ -66,7 +70,7 @@ def is_cancelled_if_asked(record: records.Record) -> Iterator[str]:
     after = {
         state.type
         for state in record.history[asked[0] :]
-        if not _may_have_come_before(state, record.history[asked[0]])
+        if not _was_under_way(state, record.history[asked[0]])
     }
     if extra := after - {State.CANCELLING, State.CANCELLED}:
         yield f"after Cancelling it was {', '.join(sorted(extra))}"
@@ -78,11 +82,11 @@ def is_cancelled_if_asked(record: records.Record) -> Iterator[str]:
             yield f"process {execution.pid} lived for {late:.2f} s after Cancelled"
 
 
-def _may_have_come_before(state: schemas.State, cancelling: schemas.State) -> bool:
+def _was_under_way(state: schemas.State, cancelling: schemas.State) -> bool:
     assert state.timestamp is not None
     assert cancelling.timestamp is not None
     late = (state.timestamp - cancelling.timestamp).total_seconds()
-    return state.type in {State.PENDING, State.RUNNING} and late < ARRIVAL_SECONDS
+    return state.type in _STEPS and late < UNDER_WAY_SECONDS
 
 
 def tells_the_truth(record: records.Record) -> Iterator[str]:

@@ -76,16 +76,13 @@ def test_nobody_has_to_take_care_of_a_run_that_is_scheduled() -> None:
     assert broken(record(state(S.SCHEDULED, 0), state(S.PENDING, 1000))) == []
 
 
+@pytest.mark.parametrize("step", [S.PENDING, S.CRASHED])
 @pytest.mark.parametrize(
-    ("seconds_later", "is_fault"), [(invariants.ARRIVAL_SECONDS / 2, False), (2.0, True)]
+    ("seconds_later", "is_fault"), [(invariants.UNDER_WAY_SECONDS / 2, False), (2.0, True)]
 )
-def test_a_claim_after_a_cancel_is_a_fault_unless_both_were_asked_for_at_once(
-    seconds_later: float, is_fault: bool
+def test_what_follows_a_cancel_is_a_fault_unless_it_was_under_way(
+    step: S, seconds_later: float, is_fault: bool
 ) -> None:
-    cancelled_and_claimed = record(
-        state(S.SCHEDULED, 0),
-        state(S.CANCELLING, 10),
-        state(S.PENDING, 10 + seconds_later),
-        state(S.CANCELLED, 20),
-    )
-    assert bool(list(invariants.is_cancelled_if_asked(cancelled_and_claimed))) is is_fault
+    history = [state(S.RUNNING, 0), state(S.CANCELLING, 10), state(step, 10 + seconds_later)]
+    found = record(*history, state(S.CANCELLED, 20))
+    assert bool(list(invariants.is_cancelled_if_asked(found))) is is_fault
