@@ -40,15 +40,19 @@ def create_app(options: settings.Settings) -> Celery:
 
 
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
-    def share_memory(**_: Any) -> None:
+    worker_watch = parents.WorkerWatch(is_busy=lambda: parts.wakes.are_open)
+
+    def prepare_worker(**_: Any) -> None:
+        worker_watch.note_worker()
         # Only the executor that is likely to be used: the others may bring large libraries along.
         executors.get_executor_class_from_type(parts.options.pool_type)
         # What is there now stays; a collector that looks at it would give each child its own copy.
         gc.collect()
         gc.freeze()
 
-    def install_wake_signal(**_: Any) -> None:
+    def prepare_child(**_: Any) -> None:
         parts.wakes.install()
+        worker_watch.begin()
 
     def start_control_work(sender: Any, **_: Any) -> None:
         if bootsteps.serves_control(sender):
@@ -61,8 +65,8 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
         parts.label_outbox.close()
         parts.log_outbox.close()
 
-    signals.worker_init.connect(share_memory, weak=False)
-    signals.worker_process_init.connect(install_wake_signal, weak=False)
+    signals.worker_init.connect(prepare_worker, weak=False)
+    signals.worker_process_init.connect(prepare_child, weak=False)
     signals.worker_ready.connect(start_control_work, weak=False)
     signals.worker_process_shutdown.connect(send_the_last, weak=False)
     signals.worker_shutdown.connect(send_the_last, weak=False)

@@ -137,12 +137,11 @@ class Job:
             # Whatever an executor raises, the next renewal of the lease tries again.
             logger.exception("job %s could not be stopped yet", identifier)
 
-    def _heed_a_cancel(self) -> None:
+    def _heed_a_cancel(self, state: schemas.State | None) -> None:
         """Let a cancel that has not come through count more than the end of the worker.
 
         The run would be Crashed otherwise, and could not become Cancelled any more.
         """
-        state = self._glance()
         if state is not None and state.is_cancelling:
             with self._lock:
                 if self.stop_reason is planning.StopReason.SHUTDOWN:
@@ -151,15 +150,20 @@ class Job:
     def _end_politely_or_not(self, identifier: str) -> None:
         prepared = self._prepared
         assert prepared is not None
+        has_ended = False
         if self.stop_reason is planning.StopReason.SHUTDOWN:
-            self._heed_a_cancel()
+            state = self._glance()
+            self._heed_a_cancel(state)
+            has_ended = state is not None and state.is_terminal
         if self.stop_reason is planning.StopReason.CANCEL:
             prepared.kill(identifier, grace_seconds=self._grace_seconds)
         elif self.stop_reason is planning.StopReason.SHUTDOWN:
             prepared.executor.interrupt_infrastructure(
                 identifier,
                 prepared.configuration,
-                reschedule=self._reschedule
+                # An engine that is told to crash its run would do so even after its end.
+                reschedule=has_ended
+                or self._reschedule
                 or prepared.infra_retries is not None
                 or not self._has_begun(prepared, identifier),
                 grace_seconds=self._grace_seconds,

@@ -54,6 +54,11 @@ def preload(engine: str, names: Iterable[str]) -> None:
     before = open_descriptors()
     for name in ENGINE_IMPORTS if engine == ENGINE_MODULE else (engine,):
         _import(name, report=False)
+    if engine == ENGINE_MODULE:
+        # Only here, since a guard needs none of what it brings along.
+        from executors.process import rehearsal
+
+        rehearsal.rehearse()
     _check(engine, before)
     for name in names:
         _import(name, report=True)

@@ -198,7 +198,17 @@ def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) ->
     """One round of chaos below ``directory``, whose path must be short."""
     report = Report(seed)
     began = time.monotonic()
-    dice = random.Random(seed)
+    try:
+        _run(profile, report, directory, cache)
+    except Exception as error:  # noqa: BLE001 - such as a process that outlives its worker
+        traceback.print_exc()
+        report.violations.append(f"the round broke off: {error!r}")
+    report.took = time.monotonic() - began
+    return report
+
+
+def _run(profile: Profile, report: Report, directory: Path, cache: Path) -> None:
+    dice = random.Random(report.seed)
     on_shutdown = dice.choice(["crash", "reschedule"])
     cache.mkdir(parents=True, exist_ok=True)
     with worlds.World(
@@ -211,11 +221,11 @@ def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) ->
     ) as world:
         with workload.Workload(
             world,
-            seed=seed,
+            seed=report.seed,
             at_once=profile.runs_at_once,
             again_after_shutdown=on_shutdown == "reschedule",
         ) as runs:
-            injector = Injector(world, profile, seed=seed)
+            injector = Injector(world, profile, seed=report.seed)
             injector.run(profile.seconds)
             runs.submit_no_more()
             report.settled_after = _settle(world, runs, profile.settle_seconds)
@@ -226,8 +236,6 @@ def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) ->
         unsettled = [] if report.settled_after is not None else ["it does not settle"]
         report.violations = unsettled + broken + _left_over(world)
         worlds.signal_all(world.job_processes(), signal.SIGKILL)
-    report.took = time.monotonic() - began
-    return report
 
 
 def _settle(world: worlds.World, runs: workload.Workload, seconds: float) -> float | None:
@@ -266,7 +274,7 @@ def run_rounds(
     reports: list[Report] = []
     for number in range(rounds):
         directory = Path(tempfile.mkdtemp(prefix="chaos-"))
-        report = _run_or_break(profile, seed=seed + number, directory=directory)
+        report = run(profile, seed=seed + number, directory=directory)
         reports.append(report)
         print(report if rounds == 1 or report.violations else report.summary(), flush=True)
         if report.violations or keep:
@@ -276,14 +284,6 @@ def run_rounds(
         if json_file is not None:
             json_file.write_text(json.dumps(totals(reports, profile), indent=2) + "\n")
     return sum(bool(report.violations) for report in reports)
-
-
-def _run_or_break(profile: Profile, *, seed: int, directory: Path) -> Report:
-    try:
-        return run(profile, seed=seed, directory=directory)
-    except Exception as error:  # noqa: BLE001 - such as a process that outlives its worker
-        traceback.print_exc()
-        return Report(seed, violations=[f"the round broke off: {error!r}"])
 
 
 def main() -> int:

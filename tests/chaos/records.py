@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -73,6 +74,18 @@ class Record:
         states = " > ".join(_describe(state) for state in self.history)
         marks = "; ".join(str(execution) for execution in self.executions)
         return f"{self.run_id} ({self.kind}): {states} | {marks or 'never executed'}"
+
+
+def in_order(
+    states: Sequence[schemas.State], present: schemas.State | None
+) -> tuple[schemas.State, ...]:
+    """A run's states by their dates, but the present one last.
+
+    A server dates a state when its request arrives. One that is overloaded may write it long after,
+    when its sender is dead, and then it is what holds.
+    """
+    last = [state for state in states if present is not None and state.id == present.id]
+    return (*(state for state in states if state not in last), *last)
 
 
 def read_executions(file: Path) -> tuple[Execution, ...]:

@@ -181,16 +181,19 @@ class Workload:
         for run in self._all_runs():
             assert run.deployment_id is not None
             kind = by_name[kinds[run.deployment_id]]
-            found.append(self._record(run.id, kind, self._world.objects.states(run.id)))
-        return found + [self._record(run_id, kind, []) for run_id, kind in self.deleted.items()]
+            history = records.in_order(self._world.objects.states(run.id), run.state)
+            found.append(self._record(run.id, kind, history))
+        return found + [self._record(run_id, kind, ()) for run_id, kind in self.deleted.items()]
 
-    def _record(self, run_id: UUID, kind: Kind, history: list[schemas.State]) -> records.Record:
+    def _record(
+        self, run_id: UUID, kind: Kind, history: tuple[schemas.State, ...]
+    ) -> records.Record:
         return records.Record(
             run_id=run_id,
             kind=kind.name,
             ends=kind.ends,
             opted_in=self._again or kind.infra_retries is not None,
-            history=tuple(history),
+            history=history,
             executions=records.read_executions(self._world.marks / str(run_id)),
         )
 

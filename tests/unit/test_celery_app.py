@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import celery as celery_library
 import pytest
 import redis as redis_library
+from celery import signals
 from celery.app import defaults
 
 from dispatcher import app as apps
@@ -32,6 +33,7 @@ from dispatcher import (
 )
 from dispatcher.api import schemas
 from dispatcher.testing import prefect_api, prefect_objects
+from executors.process import starting
 from tests import redis_server, waiting
 
 SECRET = "s3cret"
@@ -319,6 +321,14 @@ def test_a_revoke_reaches_all_workers_with_the_wake_signal(
 
 
 # Its workers
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_workers_is_left() -> Iterator[None]:
+    """What a worker of this process keeps on its node would serve the tests that come after."""
+    yield
+    signals.worker_shutdown.send(sender=None)
+    os.environ.pop(starting.MODE_VARIABLE, None)
 
 
 def make_worker(**values: Any) -> Any:

@@ -86,3 +86,11 @@ def test_what_follows_a_cancel_is_a_fault_unless_it_was_under_way(
     history = [state(S.RUNNING, 0), state(S.CANCELLING, 10), state(step, 10 + seconds_later)]
     found = record(*history, state(S.CANCELLED, 20))
     assert bool(list(invariants.is_cancelled_if_asked(found))) is is_fault
+
+
+def test_the_state_that_a_run_has_comes_last_whatever_its_date() -> None:
+    queued = state(S.CRASHED, 10).model_copy(update={"id": UUID(int=1)})
+    put_back = state(S.SCHEDULED, 20).model_copy(update={"id": UUID(int=2)})
+    assert records.in_order([queued, put_back], queued) == (put_back, queued)
+    assert records.in_order([queued, put_back], put_back) == (queued, put_back)
+    assert records.in_order([queued, put_back], None) == (queued, put_back)

@@ -186,6 +186,15 @@ def test_a_cancel_that_has_not_come_through_counts_more_than_the_end_of_the_work
     assert script.interrupts == []
 
 
+def test_an_engine_whose_run_has_ended_is_not_told_to_crash_it_when_its_worker_stops() -> None:
+    script = parts.Script(blocks=True, has_begun=True)
+    stage = Stage(script, glance=lambda: schemas.State(type=S.COMPLETED))
+    script.during = lambda: stage.job.stop(Stop.SHUTDOWN)
+    stage.run()
+    assert stage.job.stop_reason is Stop.SHUTDOWN
+    assert [reschedule for _, reschedule, _ in script.interrupts] == [True]
+
+
 def test_a_lost_lease_counts_more_than_a_cancel_that_comes_to_light_when_its_worker_stops() -> None:
     script = parts.Script(blocks=True, has_begun=True)
 
