@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import socket
 from typing import Any
 
@@ -40,10 +41,12 @@ def create_app(options: settings.Settings) -> Celery:
 
 
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
-    worker_watch = parents.WorkerWatch(is_busy=lambda: parts.wakes.are_open)
+    worker_pid = os.getpid()
 
     def prepare_worker(**_: Any) -> None:
-        worker_watch.note_worker()
+        nonlocal worker_pid
+        worker_pid = os.getpid()
+        parents.prepare_for_children()
         # Only the executor that is likely to be used: the others may bring large libraries along.
         executors.get_executor_class_from_type(parts.options.pool_type)
         # What is there now stays; a collector that looks at it would give each child its own copy.
@@ -51,8 +54,9 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
         gc.freeze()
 
     def prepare_child(**_: Any) -> None:
+        parents.end_if_orphaned(worker_pid)
         parts.wakes.install()
-        worker_watch.begin()
+        gc.freeze()
 
     def start_control_work(sender: Any, **_: Any) -> None:
         if bootsteps.serves_control(sender):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import select
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
+
+import billiard.util
+
+EXIT_ORPHANED = 128 + signal.SIGKILL  # as it would have ended a moment later
 
 _PR_SET_PDEATHSIG = 1
-_BUSY_SECONDS = 0.5  # between two looks whether it still is
-_EXIT_WORKER_GONE = 128 + signal.SIGHUP
 
 
 def die_with_parent() -> None:
@@ -25,41 +24,20 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class WorkerWatch:
-    """Ends a pool child whose worker is gone as soon as it executes nothing any more.
+def end_if_orphaned(parent_pid: int) -> None:
+    """End this process, a pool child of that parent, if that is gone already.
 
-    An idle child ends by itself when it finds its pipe from the worker closed, but each holds the
-    pipes of those before it open: when a worker is killed while it starts them, some would stay.
+    Celery has the kernel kill a child with its worker, but not before the child asks for it; one
+    whose worker was killed while it started would stay.
     """
+    if os.getpid() != parent_pid and os.getppid() != parent_pid:
+        os._exit(EXIT_ORPHANED)
 
-    def __init__(self, is_busy: Callable[[], bool]) -> None:
-        self._is_busy = is_busy
-        self._worker_pid = 0
 
-    def note_worker(self) -> None:
-        """Note that this process is the worker; before it has children."""
-        self._worker_pid = os.getpid()
+def prepare_for_children() -> None:
+    """Import what Celery's way to tie a child to its worker needs, so that no child has to.
 
-    def begin(self) -> None:
-        """Watch the worker from a thread, in a pool child; nothing in the worker itself."""
-        if sys.platform != "linux" or os.getpid() == self._worker_pid:
-            return
-        threading.Thread(target=self._watch, name="worker-watch", daemon=True).start()
-
-    def _watch(self) -> None:
-        self._wait_for_worker()
-        while self._is_busy():
-            time.sleep(_BUSY_SECONDS)
-        os._exit(_EXIT_WORKER_GONE)
-
-    def _wait_for_worker(self) -> None:
-        try:
-            descriptor = os.pidfd_open(self._worker_pid)
-        except ProcessLookupError:
-            return
-        # The number may be another process' by now.
-        if os.getppid() == self._worker_pid:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            poll.poll()
-        os.close(descriptor)
+    Where cffi is installed that is a parser of C, 5 MB in each child.
+    """
+    with contextlib.suppress(OSError):
+        billiard.util.get_pdeathsig()  # type: ignore[attr-defined]

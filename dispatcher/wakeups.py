@@ -70,11 +70,6 @@ class Wakeups:
                 self._open = tuple(other for other in self._open if other is not wakeup)
             wakeup.close()
 
-    @property
-    def are_open(self) -> bool:
-        """Whether any task of this process has one."""
-        return bool(self._open)
-
     def wake_all(self) -> None:
         """Wake every task of this process; safe in a signal handler."""
         for wakeup in self._open:

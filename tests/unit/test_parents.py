@@ -4,89 +4,52 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
 
 import psutil
+import pytest
 
 from dispatcher import parents
 from tests import waiting
 
 SECONDS = 20.0
 
-# A worker with one child, which is busy as long as a file exists.
+# A worker with one child, which is tied to it when it is told to be.
 WORKER = """
 import os, sys, time
-from pathlib import Path
 from dispatcher import parents
 
-busy, when = Path(sys.argv[1]), sys.argv[2]
-
-def is_busy():
-    print("looked", flush=True)
-    return busy.exists()
-
-watch = parents.WorkerWatch(is_busy)
-watch.note_worker()
 worker = os.getpid()
 if os.fork() == 0:
-    if when == "late":
-        print(os.getpid(), flush=True)
+    print(os.getpid(), flush=True)
+    if sys.argv[1] == "orphaned":
         while os.getppid() == worker:
             time.sleep(0.01)
-    watch.begin()
-    if when == "early":
-        print(os.getpid(), flush=True)
+    parents.end_if_orphaned(worker)
+    print("goes on", flush=True)
+    os._exit(0)
+parents.end_if_orphaned(worker)
 time.sleep(100)
 """
 
 
-@contextmanager
-def child_of_killed_worker(busy: Path, when: str) -> Iterator[tuple[psutil.Process, IO[str]]]:
-    command = [sys.executable, "-c", WORKER, str(busy), when]
+@pytest.mark.parametrize(("is_orphaned", "says"), [(True, ""), (False, "goes on\n")])
+def test_a_child_ends_if_its_worker_was_killed_while_it_started(
+    *, is_orphaned: bool, says: str
+) -> None:
+    command = [sys.executable, "-c", WORKER, "orphaned" if is_orphaned else ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         child = psutil.Process(int(worker.stdout.readline()))
-        try:
-            assert child.ppid() == worker.pid
+        if is_orphaned:
             worker.kill()
-            worker.wait()
-            yield child, worker.stdout
-        finally:
-            if child.is_running():
-                child.kill()
+        assert worker.stdout.readline() == says
+        waiting.wait_for(
+            lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,
+            seconds=SECONDS,
+            what="the child ends",
+        )
+        worker.kill()
 
 
-def is_over(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-def test_an_idle_child_ends_with_its_worker(tmp_path: Path) -> None:
-    with child_of_killed_worker(tmp_path / "busy", "early") as (child, _):
-        waiting.wait_for(lambda: is_over(child), seconds=SECONDS, what="the child ends")
-
-
-def test_a_child_that_comes_to_life_without_its_worker_ends_at_once(tmp_path: Path) -> None:
-    with child_of_killed_worker(tmp_path / "busy", "late") as (child, _):
-        waiting.wait_for(lambda: is_over(child), seconds=SECONDS, what="the child ends")
-
-
-def test_a_busy_child_first_does_what_it_is_at(tmp_path: Path) -> None:
-    busy = tmp_path / "busy"
-    busy.touch()
-    with child_of_killed_worker(busy, "early") as (child, output):
-        assert [output.readline() for _ in range(3)] == ["looked\n"] * 3
-        assert not is_over(child)
-        busy.unlink()
-        waiting.wait_for(lambda: is_over(child), seconds=SECONDS, what="the child ends")
-
-
-def test_a_worker_that_is_its_own_pool_does_not_watch_itself() -> None:
-    before = threading.enumerate()
-    watch = parents.WorkerWatch(is_busy=lambda: False)
-    watch.note_worker()
-    watch.begin()
-    assert threading.enumerate() == before
+def test_a_worker_that_is_its_own_pool_is_no_orphan() -> None:
+    parents.end_if_orphaned(psutil.Process().pid)
