@@ -92,14 +92,19 @@ class Execution:
                 outcome = self._adopt(lease, job)
             else:
                 outcome = self._carry_out(lease, job, keeper)
-            if job.stop_reason is planning.StopReason.UNREACHABLE:
-                if not _is_ours(keeper, job):
-                    outcome = planning.NOT_STARTED
-                elif (state := self._reporter.glance(lease.flow_run_id)) and state.is_running:
-                    # Its engine may have been killed with a last state on its way to Prefect, which
-                    # must not be undone. Recovery judges the run when the lease has run out.
-                    return "left to recovery"
+            unreachable = job.stop_reason is planning.StopReason.UNREACHABLE
+            # A worker that was paused finds its job ended, and perhaps its run put back.
+            if (unreachable or keeper.may_be_over) and not _is_ours(keeper, job):
+                outcome = planning.NOT_STARTED
+            elif unreachable and self._is_running(lease):
+                # Its engine may have been killed with a last state on its way to Prefect, which
+                # must not be undone. Recovery judges the run when the lease has run out.
+                return "left to recovery"
             return self._conclude(lease, outcome)
+
+    def _is_running(self, lease: claims.Lease) -> bool:
+        state = self._reporter.glance(lease.flow_run_id)
+        return state is not None and state.is_running
 
     def _keep(
         self, lease: claims.Lease, job: jobs.Job, wakeup: wakeups.Wakeup

@@ -71,6 +71,11 @@ class LeaseKeeper:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def may_be_over(self) -> bool:
+        """Whether the lease has not been renewed for its whole length, by this process's clock."""
+        return self._monotonic() - self._renewed_at >= self._lease_seconds
+
     def look(self) -> None:
         """Renew once, now, and see whether the worker is to stop.
 
@@ -106,8 +111,7 @@ class LeaseKeeper:
             self._on_stop(planning.StopReason.SHUTDOWN)
 
     def _check_lease_is_over(self) -> None:
-        over = self._monotonic() - self._renewed_at >= self._lease_seconds
-        if over and self._may_be_restarted():
+        if self.may_be_over and self._may_be_restarted():
             self._on_stop(planning.StopReason.UNREACHABLE)
 
     def _keep(self) -> None:

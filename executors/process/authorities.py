@@ -50,8 +50,8 @@ def share() -> None:
 
     file = PREFECT_API_SSL_CERT_FILE.value() or certifi.where()
     for name in READERS:
-        module = sys.modules.get(name)
+        module: Any = sys.modules.get(name)
         if getattr(module, "ssl", None) is ssl:
             shared = SharedAuthorities()
             shared.create_default_context(cafile=file)
-            setattr(module, "ssl", shared)  # noqa: B010 - mypy knows the module's own
+            module.ssl = shared

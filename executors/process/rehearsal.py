@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from executors.process import authorities
+from executors.process import authorities, heartbeats
 
 
 def rehearse() -> None:
@@ -17,7 +17,7 @@ def rehearse() -> None:
 
     What another version of Prefect does not know is left out.
     """
-    for step in (complete_models, compile_patterns, authorities.share):
+    for step in (complete_models, compile_patterns, authorities.share, heartbeats.stop_promptly):
         with contextlib.suppress(Exception):
             step()
 

@@ -168,6 +168,7 @@ class Injector:
         next_fault = time.monotonic() + self._dice.uniform(*self._calm)
         while time.monotonic() < end or self._due:
             self._act()
+            self._world.supervise()
             if next_fault < time.monotonic() < end:
                 self._inject()
                 next_fault = time.monotonic() + self._dice.uniform(*self._calm)
@@ -243,6 +244,7 @@ def _settle(world: worlds.World, runs: workload.Workload, seconds: float) -> flo
     started = time.monotonic()
 
     def settled() -> bool:
+        world.supervise()
         return runs.is_over and not world.job_processes() and not world.stack.ledger.open_claims()
 
     try:

@@ -27,8 +27,13 @@ BOUND_SECONDS = 35.0
 # Someone has to take care of a run in one of these states.
 OWNED = frozenset({State.PENDING, State.RUNNING, State.CANCELLING})
 
-# What a worker, or an engine whose worker is told to stop, does to a run.
-_STEPS = frozenset({State.PENDING, State.RUNNING, State.CRASHED})
+# What a worker, or an engine whose worker is told to stop, does to a run. Prefect itself refuses to
+# put back one that is Cancelling, so such a date tells of what came before.
+_STEPS = frozenset({State.SCHEDULED, State.PENDING, State.RUNNING, State.CRASHED})
+
+# How long an engine may have been telling its end when it was told to stop: it then writes Crashed,
+# although the server may have taken the end.
+REPORTING_SECONDS = 2.0
 
 Invariant = Callable[[records.Record], Iterator[str]]
 
@@ -59,6 +64,8 @@ def keeps_its_end(record: records.Record) -> Iterator[str]:
     for earlier, later in itertools.pairwise(record.history):
         if not earlier.is_terminal or earlier.is_cancelling or later.type is earlier.type:
             continue
+        if _was_stopped_while_it_reported(earlier, later):
+            continue
         yield f"{earlier.type} became {later.type}"
 
 
@@ -82,11 +89,21 @@ def is_cancelled_if_asked(record: records.Record) -> Iterator[str]:
             yield f"process {execution.pid} lived for {late:.2f} s after Cancelled"
 
 
+def _was_stopped_while_it_reported(end: schemas.State, crash: schemas.State) -> bool:
+    """Whether an engine, which gives no message, has crashed what it had just ended."""
+    if crash.type is not State.CRASHED or crash.message:
+        return False
+    return _seconds_between(end, crash) < REPORTING_SECONDS
+
+
+def _seconds_between(earlier: schemas.State, later: schemas.State) -> float:
+    assert earlier.timestamp is not None
+    assert later.timestamp is not None
+    return (later.timestamp - earlier.timestamp).total_seconds()
+
+
 def _was_under_way(state: schemas.State, cancelling: schemas.State) -> bool:
-    assert state.timestamp is not None
-    assert cancelling.timestamp is not None
-    late = (state.timestamp - cancelling.timestamp).total_seconds()
-    return state.type in _STEPS and late < UNDER_WAY_SECONDS
+    return state.type in _STEPS and _seconds_between(cancelling, state) < UNDER_WAY_SECONDS
 
 
 def tells_the_truth(record: records.Record) -> Iterator[str]:

@@ -209,6 +209,15 @@ class World:
         if not position.process.is_running:
             self.fill(position)
 
+    def supervise(self) -> None:
+        """Start again what has ended by itself, as whoever runs it in production does.
+
+        Celery ends a worker whose pool child is killed while it starts.
+        """
+        for position in self.positions:
+            if not position.busy:
+                self.refill(position)
+
     @property
     def workers(self) -> list[Position]:
         """The workers' positions."""

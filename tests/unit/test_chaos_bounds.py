@@ -76,7 +76,7 @@ def test_nobody_has_to_take_care_of_a_run_that_is_scheduled() -> None:
     assert broken(record(state(S.SCHEDULED, 0), state(S.PENDING, 1000))) == []
 
 
-@pytest.mark.parametrize("step", [S.PENDING, S.CRASHED])
+@pytest.mark.parametrize("step", [S.SCHEDULED, S.PENDING, S.CRASHED])
 @pytest.mark.parametrize(
     ("seconds_later", "is_fault"), [(invariants.UNDER_WAY_SECONDS / 2, False), (2.0, True)]
 )
@@ -94,3 +94,19 @@ def test_the_state_that_a_run_has_comes_last_whatever_its_date() -> None:
     assert records.in_order([queued, put_back], queued) == (put_back, queued)
     assert records.in_order([queued, put_back], put_back) == (queued, put_back)
     assert records.in_order([queued, put_back], None) == (queued, put_back)
+
+
+@pytest.mark.parametrize(
+    ("seconds_later", "message", "is_fault"),
+    [
+        (invariants.REPORTING_SECONDS / 2, None, False),
+        (invariants.REPORTING_SECONDS / 2, "Its worker was lost.", True),
+        (invariants.REPORTING_SECONDS * 2, None, True),
+    ],
+)
+def test_only_an_engine_that_was_stopped_while_it_told_its_end_may_crash_its_run_after_it(
+    seconds_later: float, message: str | None, *, is_fault: bool
+) -> None:
+    crash = state(S.CRASHED, 10 + seconds_later).model_copy(update={"message": message})
+    found = record(state(S.RUNNING, 0), state(S.COMPLETED, 10), crash)
+    assert bool(list(invariants.keeps_its_end(found))) is is_fault

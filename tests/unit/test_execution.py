@@ -29,6 +29,7 @@ Stop = planning.StopReason
 
 RUN = "/flow_runs/{id}"
 SET_STATE = "/flow_runs/{id}/set_state"
+LEASE_SECONDS = 1.0
 READ_DEPLOYMENT = "GET /deployments/{id}"  # while a job is being prepared
 
 
@@ -889,6 +890,30 @@ def test_a_holder_that_stopped_its_job_leaves_the_run_to_whoever_has_it_by_now(
 
     scene.script.during = be_cut_off_and_superseded
     said = scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=1.0)
+    impatient.close()
+    assert said == "lost"
+    assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending"]
+    assert scene.stage(claim.flow_run_id) is claims.Stage.HELD
+
+
+def test_a_holder_whose_job_ends_when_its_lease_is_over_leaves_the_run_to_whoever_has_it_by_now(
+    scene: parts.Scene, valkey_server: valkey.ValkeyServer
+) -> None:
+    impatient = valkey_server.client(timeout_seconds=0.1)
+    claim = scene.claim()
+    scene.script.has_begun = True  # so that nobody stops the job over its lease
+    scene.script.result = ended(-9)
+
+    def be_paused_and_superseded() -> None:
+        valkey_server.pause()
+        try:
+            threading.Event().wait(LEASE_SECONDS)
+        finally:
+            valkey_server.resume()
+        scene.supersede(claim)
+
+    scene.script.during = be_paused_and_superseded
+    said = scene.execute(claim, book=ledger.RedisLedger(impatient), lease_seconds=LEASE_SECONDS)
     impatient.close()
     assert said == "lost"
     assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending"]
