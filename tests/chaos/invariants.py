@@ -64,7 +64,7 @@ def keeps_its_end(record: records.Record) -> Iterator[str]:
     for earlier, later in itertools.pairwise(record.history):
         if not earlier.is_terminal or earlier.is_cancelling or later.type is earlier.type:
             continue
-        if _was_stopped_while_it_reported(earlier, later):
+        if _was_stopped_while_it_reported(earlier, later) or _was_sent_before(earlier, later):
             continue
         yield f"{earlier.type} became {later.type}"
 
@@ -75,9 +75,10 @@ def is_cancelled_if_asked(record: records.Record) -> Iterator[str]:
     if not asked:
         return
     after = {
-        state.type
-        for state in record.history[asked[0] :]
-        if not _was_under_way(state, record.history[asked[0]])
+        later.type
+        for earlier, later in itertools.pairwise(record.history[asked[0] :])
+        if not _was_under_way(later, record.history[asked[0]])
+        and not (_was_sent_before(earlier, later) and _reached_its_end(record))
     }
     if extra := after - {State.CANCELLING, State.CANCELLED}:
         yield f"after Cancelling it was {', '.join(sorted(extra))}"
@@ -94,6 +95,18 @@ def _was_stopped_while_it_reported(end: schemas.State, crash: schemas.State) -> 
     if crash.type is not State.CRASHED or crash.message:
         return False
     return _seconds_between(end, crash) < REPORTING_SECONDS
+
+
+def _was_sent_before(written: schemas.State, later: schemas.State) -> bool:
+    """Whether a server that hung has written a state after one that it was sent after it.
+
+    Its date is that of its arrival, and nobody could take it back.
+    """
+    return _seconds_between(written, later) < 0
+
+
+def _reached_its_end(record: records.Record) -> bool:
+    return any(execution.has("end") for execution in record.executions)
 
 
 def _seconds_between(earlier: schemas.State, later: schemas.State) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -110,3 +111,20 @@ def test_only_an_engine_that_was_stopped_while_it_told_its_end_may_crash_its_run
     crash = state(S.CRASHED, 10 + seconds_later).model_copy(update={"message": message})
     found = record(state(S.RUNNING, 0), state(S.COMPLETED, 10), crash)
     assert bool(list(invariants.keeps_its_end(found))) is is_fault
+
+
+@pytest.mark.parametrize(("word", "is_fault"), [("end", False), ("beat", True)])
+def test_an_end_that_hung_in_the_server_when_its_run_was_cancelled_counts_if_the_flow_reached_it(
+    word: str, *, is_fault: bool
+) -> None:
+    executions = (records.Execution(7, (records.Mark(word, 7, 15, 15),)),)
+    cancelled = [state(S.RUNNING, 0), state(S.CANCELLING, 10), state(S.CANCELLED, 30)]
+    found = dataclasses.replace(record(*cancelled, state(S.COMPLETED, 20)), executions=executions)
+    assert bool(list(invariants.is_cancelled_if_asked(found))) is is_fault
+    assert not list(invariants.keeps_its_end(found))
+
+
+def test_an_end_that_was_sent_after_the_run_was_cancelled_is_a_fault() -> None:
+    history = [state(S.CANCELLING, 10), state(S.CANCELLED, 20), state(S.COMPLETED, 30)]
+    assert list(invariants.is_cancelled_if_asked(record(*history)))
+    assert list(invariants.keeps_its_end(record(*history)))
