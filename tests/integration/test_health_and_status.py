@@ -146,8 +146,8 @@ def test_prefect_that_hangs_keeps_no_check_waiting_and_missed_polls_are_told(
         silent.bind(("127.0.0.1", 0))
         silent.listen(100)
         api_url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
-        # Missed after 6 s.
-        settings = {**probe.settings, "DISPATCHER_POLL_INTERVAL": "0.2"}
+        # Missed after 15 s, counted from before a busy machine has the worker ready.
+        settings = {**probe.settings, "DISPATCHER_POLL_INTERVAL": "0.5"}
         with new_stack(api_url=api_url, **settings) as stack:
             worker = stack.worker("worker", "--concurrency", "2")
             assert probe.get("/health") == (200, "OK")
