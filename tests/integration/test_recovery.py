@@ -124,6 +124,12 @@ class Job:
         for earlier, later in itertools.pairwise(executions):
             assert earlier.last < later.began
 
+    def assert_completed(self, *earlier: str) -> None:
+        """Assert that it completes, and how the executions before the last one ended."""
+        assert self.run.wait_for_end().type is State.COMPLETED
+        self.wait_until_gone()  # Prefect knows of the end before its process has noted it
+        self.assert_executed(*earlier, "reported")
+
     def _has(self, process: psutil.Process) -> bool:
         try:
             run_id = process.environ().get("PREFECT__FLOW_RUN_ID")
@@ -305,8 +311,7 @@ def assert_executed_again(job: Job, since: float) -> None:
     job.wait_for_mark(execution=2)
     assert job.executions()[1].marks[0].at - since < RECOVERY_SECONDS
     job.open("end")
-    assert job.run.wait_for_end().type is State.COMPLETED
-    job.assert_executed("beat", "reported")
+    job.assert_completed("beat")
 
 
 def test_the_engines_of_a_killed_worker_are_gone_at_once(field: Field) -> None:
@@ -363,8 +368,7 @@ def test_a_run_that_had_not_begun_is_put_back_when_its_worker_is_killed(field: F
     assert job.executions()[1].marks[0].at - field.at < RECOVERY_SECONDS
     for gate in ("begin", "end"):
         job.open(gate)
-    assert job.run.wait_for_end().type is State.COMPLETED
-    job.assert_executed("late", "reported")
+    job.assert_completed("late")
     assert job.run.history().count("RUNNING") == 1
 
 
@@ -374,8 +378,7 @@ def test_a_pool_child_that_is_killed_takes_its_own_run_with_it_and_no_other(fiel
     assert_lost(field["maimed"]["victim"], "maimed", field.at)
 
     neighbour.open("end")
-    assert neighbour.run.wait_for_end().type is State.COMPLETED
-    neighbour.assert_executed("reported")
+    neighbour.assert_completed()
 
 
 def test_a_worker_that_was_frozen_beyond_its_lease_touches_nothing_afterwards(
@@ -426,8 +429,7 @@ def test_a_run_is_executed_again_after_sigquit_where_that_is_wanted(field: Field
 def test_one_beat_of_two_is_enough(field: Field) -> None:
     job = Job(field.stack, "--as prefect.engine --seconds 0.1")
 
-    assert job.run.wait_for_end().type is State.COMPLETED
-    job.assert_executed("reported")
+    job.assert_completed()
     assert [beat.is_running for beat in field.stack.processes[1:3]] == [False, True]
 
 
@@ -467,9 +469,8 @@ def test_runs_go_on_while_redis_is_away_and_none_is_executed_twice(outage: Outag
     )
     for job in afterwards:
         job.open("end")
-        assert job.run.wait_for_end().type is State.COMPLETED
     for job in (meanwhile, *afterwards):
-        job.assert_executed("reported")
+        job.assert_completed()
 
 
 def test_runs_are_recovered_when_everything_is_killed_and_redis_is_empty(outage: Outage) -> None:
