@@ -72,11 +72,13 @@ class Dispatcher:
         self._await([control, beat])
         return control
 
-    def start_workers(self, count: int, concurrency: int) -> list[process.Process]:
-        """Start workers that execute runs."""
+    def start_workers(
+        self, count: int, concurrency: int, *, pool: str = "prefork"
+    ) -> list[process.Process]:
+        """Start workers that execute runs; ``pool`` is Celery's word for how they do."""
         first = len(self.processes)
         started = [
-            self._launch(self._worker(f"runs-{first + number}", concurrency))
+            self._launch(self._worker(f"runs-{first + number}", concurrency, pool))
             for number in range(count)
         ]
         self._await(started)
@@ -106,9 +108,10 @@ class Dispatcher:
         for each in launched:
             self._site.await_ready(each)
 
-    def _worker(self, name: str, concurrency: int) -> Component:
+    def _worker(self, name: str, concurrency: int, pool: str) -> Component:
         node = f"{name}@{socket.gethostname()}"
-        options = ("--queues", tasks.RUNS_QUEUE, "--concurrency", str(concurrency))
+        size = ("--concurrency", str(concurrency), "--pool", pool)
+        options = ("--queues", tasks.RUNS_QUEUE, *size)
         python = (sys.executable, "-m", "celery", "-A", "dispatcher")
         return Component(
             name=name,

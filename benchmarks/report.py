@@ -209,9 +209,13 @@ def _scale(document: Mapping[str, Any]) -> str:
         for row in results
         if row["what"] == "idle"
     ]
-    slots = [[row["slots"], row["run_worker_mib"]] for row in results if row["what"] == "slots"]
+    slots = [
+        [row["pool"], row["slots"], row["run_worker_mib"]]
+        for row in results
+        if row["what"] == "slots"
+    ]
     prices = [
-        [f"{row['from_slots']} to {row['to_slots']}, for each", row["mib_per_slot"]]
+        [row["pool"], f"{row['from_slots']} to {row['to_slots']}, for each", row["mib_per_slot"]]
         for row in results
         if row["what"] == "price of a slot"
     ]
@@ -227,7 +231,7 @@ def _scale(document: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             table(("idle workers", "API requests/min", "CPU, % of a core", "MiB in all"), idle),
-            table(("slots, a flow in each", "MiB of the worker"), [*slots, *prices]),
+            table(("Celery pool", "slots, a flow in each", "MiB of the worker"), [*slots, *prices]),
             table(("ledger operation", "open claims", "p50, ms", "p99, ms"), sorted(ledger)),
         ]
     )

@@ -56,6 +56,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 10, 50])
     parser.add_argument("--window", type=float, default=20.0, help="seconds of idleness measured")
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 4])
+    parser.add_argument("--pools", nargs="+", default=["prefork", "threads"], help="of Celery")
     parser.add_argument("--claims", nargs="+", type=int, default=[10, 10_000])
     parser.add_argument("--calls", type=int, default=300, help="of each ledger operation")
     return parser.parse_args(argv)
@@ -105,24 +106,38 @@ def _idle(site: sites.Site, options: argparse.Namespace, results: record.Record)
 def _slots(site: sites.Site, options: argparse.Namespace, results: record.Record) -> None:
     server = site.start_prefect(sites.SQLITE)
     work = workload.Workload(site, server, POOL)
-    sizes = []
-    for number, slots in enumerate(options.slots):
-        side = contenders.Dispatcher(
-            site, api_url=server.api_url, pool=POOL, database=SLOTS_DATABASE + number
-        )
-        try:
-            side.start_control()
-            worker = side.start_workers(1, slots)
-            _fill(work, slots)
-            mib = sampling.pss_bytes(sites.roots(worker)) / sampling.MIB
-            sizes.append((slots, mib))
-            results.add(what=SLOTS, slots=slots, run_worker_mib=summary.rounded(mib))
-            _empty(work, slots)
-        finally:
-            side.stop()
-    for (fewer, less), (more, most) in itertools.pairwise(sizes):
-        price = summary.rounded((most - less) / (more - fewer))
-        results.add(what="price of a slot", from_slots=fewer, to_slots=more, mib_per_slot=price)
+    for pool in options.pools:
+        full = {slots: _mib_when_full(site, server, work, pool, slots) for slots in options.slots}
+        for slots, mib in full.items():
+            results.add(what=SLOTS, pool=pool, slots=slots, run_worker_mib=summary.rounded(mib))
+        for (fewer, less), (more, most) in itertools.pairwise(full.items()):
+            results.add(
+                what="price of a slot",
+                pool=pool,
+                from_slots=fewer,
+                to_slots=more,
+                mib_per_slot=summary.rounded((most - less) / (more - fewer)),
+            )
+
+
+def _mib_when_full(
+    site: sites.Site,
+    server: sites.PrefectServer,
+    work: workload.Workload,
+    pool: str,
+    slots: int,
+) -> float:
+    site.connect_redis(SLOTS_DATABASE).flushdb()
+    side = contenders.Dispatcher(site, api_url=server.api_url, pool=POOL, database=SLOTS_DATABASE)
+    try:
+        side.start_control()
+        worker = side.start_workers(1, slots, pool=pool)
+        _fill(work, slots)
+        mib = sampling.pss_bytes(sites.roots(worker)) / sampling.MIB
+        _empty(work, slots)
+    finally:
+        side.stop()
+    return mib
 
 
 def _fill(work: workload.Workload, slots: int) -> None:

@@ -16,6 +16,7 @@ from dispatcher import (
     beats,
     bootsteps,
     celeryconfig,
+    consumer,
     logs,
     messenger,
     parents,
@@ -31,6 +32,7 @@ def create_app(options: settings.Settings) -> Celery:
     app.conf.update(celeryconfig.configuration(options))
     sender = messenger.CeleryMessenger(app)
     parts = services.Services(options, sender)
+    app.conf.worker_consumer = consumer.consumer_class(parts.stop_requests.request)
     tasks.register(app, parts)
     bootsteps.install(app, parts)
     logs.install(options.log_format)

@@ -51,6 +51,8 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_redirect_stdouts": False,
         "result_backend_always_retry": True,
+        # Otherwise each thread that sends a message makes itself a connection to it first.
+        "result_backend_thread_safe": True,
         "beat_schedule": beat_schedule(options),
     }
 

@@ -34,7 +34,7 @@ STAY_SECONDS = 0.5
 # many of them, and not a message for each.
 LINGER_SECONDS = 0.1
 # How long after such a nudge it lets others come: slots that become free together are one look.
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.005
 # How many runs are claimed at once, each over a connection of its own. A server on SQLite writes
 # one after the other anyway; more would only queue up there, before the requests of engines.
 CONNECTIONS = 6

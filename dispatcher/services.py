@@ -118,6 +118,11 @@ class Services:
         return wakeups.Wakeups()
 
     @cached_property
+    def stop_requests(self) -> stops.StopRequests:
+        """Requests to stop what this process executes."""
+        return stops.StopRequests(self.wakes.wake_all)
+
+    @cached_property
     def ledger(self) -> ledger.RedisLedger:
         """The claims."""
         return ledger.RedisLedger(self.redis)
@@ -200,7 +205,7 @@ class Services:
             put_labels=self.label_outbox.put,
             worker_name=self.options.worker_name,
             wakes=self.wakes,
-            requests=stops.StopRequests(self.wakes.wake_all),
+            requests=self.stop_requests,
             nudge=self.nudges.nudge,
             lease_seconds=self.options.lease_seconds,
             grace_seconds=self.options.grace_seconds,

@@ -28,7 +28,8 @@ class StopRequests:
     def held_back(self) -> Iterator[None]:
         """Turn SIGTERM into ``requested`` for the block, then let it do what it always does.
 
-        Only the main thread can; in others, on a threads pool, the signal does not arrive anyway.
+        Only the main thread can; in others, on a threads pool, the signal does not arrive anyway,
+        and the worker calls :meth:`request`.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -41,9 +42,13 @@ class StopRequests:
             if self.requested:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+    def request(self) -> None:
+        """Have the tasks of this process stop their jobs; safe in a signal handler."""
         self.requested = True
         self._wake()
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        self.request()
 
 
 class StopTimeout:

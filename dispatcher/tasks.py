@@ -7,7 +7,7 @@ from uuid import UUID
 
 from celery import Celery, Task
 
-from dispatcher import claims, losses, services, ticks
+from dispatcher import claims, losses, requests, services, ticks
 
 POLL = "dispatcher.poll"
 EXECUTE = "dispatcher.execute"
@@ -47,7 +47,9 @@ def register(app: Celery, parts: services.Services) -> None:
 
     lost = losses.Losses(parts.ledger, parts.messenger.send_recover)
 
-    @app.task(name=EXECUTE, shared=False, bind=True, Request=losses.request_class(lost))
+    kept = requests.request_class(lost, parts.wakes.wake_all)
+
+    @app.task(name=EXECUTE, shared=False, bind=True, Request=kept)
     def execute(self: Task[Any, str], /, flow_run_id: str, claim_id: str, **_later: Any) -> str:
         # The arguments come from the broker, so they only name a claim; the ledger has the rest.
         # A worker of a later version may say more.

@@ -21,8 +21,8 @@ GRACE_SECONDS = 3.0
 CANCEL_SECONDS = GRACE_SECONDS + 5.0  # what is promised
 
 
-@pytest.fixture(scope="module")
-def stack(new_stack: NewStack) -> Iterator[stacks.Stack]:
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def stack(new_stack: NewStack, request: pytest.FixtureRequest) -> Iterator[stacks.Stack]:
     """One worker for control work with a beat, one for runs."""
     settings = {
         "DISPATCHER_CANCEL_INTERVAL": "0.5",
@@ -32,7 +32,8 @@ def stack(new_stack: NewStack) -> Iterator[stacks.Stack]:
         schedule = str(stack.directory / "schedule")
         control = ("-Q", tasks.CONTROL_QUEUE, "-B", "-s", schedule, "--concurrency", "2")
         stack.worker("control", *control)
-        stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "--concurrency", "3")
+        options = ("--concurrency", "3", "--pool", str(request.param))
+        stack.worker("runs", "-Q", tasks.RUNS_QUEUE, *options)
         stack.wait_until_served(stack.pool)
         yield stack
 

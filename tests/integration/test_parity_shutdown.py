@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from dispatcher import errors, tasks
 from dispatcher.api import schemas
 from tests import light_jobs, waiting
@@ -22,10 +24,11 @@ QUICK_RECOVERY = {
 }
 
 
-def start(stack: stacks.Stack) -> stacks.CeleryProcess:
+def start(stack: stacks.Stack, pool: str = "prefork") -> stacks.CeleryProcess:
     """A worker with a beat, always under the same name."""
     schedule = str(stack.directory / f"schedule-{len(stack.processes)}")
-    worker = stack.worker("worker", "-B", "-s", schedule, "--concurrency", "4")
+    options = ("--concurrency", "4", "--pool", pool)
+    worker = stack.worker("worker", "-B", "-s", schedule, *options)
     stack.wait_until_served(stack.pool)
     return worker
 
@@ -60,11 +63,12 @@ def test_runs_of_a_killed_worker_are_crashed_or_started_again_once_it_is_back(
         assert len(light_jobs.seen(not_begun)) == 2
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_sigterm_lets_runs_end_and_sigquit_does_not_and_the_pool_shows_that_nobody_is_left(
-    new_stack: NewStack,
+    new_stack: NewStack, pool: str
 ) -> None:
     with new_stack(**QUICK_RECOVERY) as stack:
-        worker = start(stack)
+        worker = start(stack, pool)
         deployment = stack.deployment("none")
         gate = stack.directory / "gate"
         patient = light_jobs.run(stack, deployment, "RUNNING", "note", f"wait:{gate}", "COMPLETED")
@@ -100,13 +104,15 @@ def is_offline(stack: stacks.Stack) -> bool:
     return (worker.status, pool.status) == ("OFFLINE", "NOT_READY")
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_cancel_that_has_reached_nobody_yet_counts_when_the_worker_stops_in_a_hurry(
-    new_stack: NewStack,
+    new_stack: NewStack, pool: str
 ) -> None:
     with new_stack() as stack:
         schedule = str(stack.directory / "schedule")
         control = stack.worker("control", "-B", "-s", schedule, "-Q", tasks.CONTROL_QUEUE)
-        worker = stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "--concurrency", "1")
+        options = ("--concurrency", "1", "--pool", pool)
+        worker = stack.worker("runs", "-Q", tasks.RUNS_QUEUE, *options)
         stack.wait_until_served(stack.pool)
         run = stack.run(stack.deployment("waits"))
         run.wait_for_line("running")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import uuid4
 
 import pytest
-from billiard.einfo import ExceptionInfo
-from billiard.exceptions import Terminated, WorkerLostError
 from kombu import exceptions
 from redis import Redis
 
@@ -45,39 +42,6 @@ def test_a_run_that_another_worker_executes_is_left_alone(book: ledger.RedisLedg
     losses.Losses(book, asked.append).note(hold(book, "another@host"), worker=WORKER)
     assert due(book) == []
     assert asked == []
-
-
-def raised(error: Exception) -> Any:
-    """What the pool makes of an error."""
-    try:
-        raise error
-    except type(error):
-        return ExceptionInfo()
-
-
-@pytest.mark.parametrize(
-    ("error", "is_lost"),
-    [(WorkerLostError("signal 9"), True), (Terminated(9), True), (ValueError("a fault"), False)],
-)
-def test_celery_tells_a_dead_child_from_a_task_that_failed(
-    book: ledger.RedisLedger, error: Exception, is_lost: bool
-) -> None:
-    asked: list[str] = []
-    claim = hold(book)
-
-    class Bare:
-        """What of Celery's own request is needed here."""
-
-        args = (str(claim.flow_run_id), str(claim.claim_id))
-        hostname = WORKER
-
-        def on_failure(self, *_args: object, **_options: object) -> None:
-            """Do nothing of Celery's own."""
-
-    lost = losses.Losses(book, asked.append)
-    made: Any = losses.request_class(lost, celery_request=Bare)
-    made().on_failure(raised(error))
-    assert asked == ([POOL] if is_lost else [])
 
 
 def test_without_redis_the_lease_runs_out(

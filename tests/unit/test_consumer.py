@@ -1,0 +1,109 @@
+"""The worker's consumer: when it sends events, and whom it tells of a cold shutdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery.concurrency import base, thread
+
+from dispatcher import consumer
+
+
+class Hub:
+    """An event loop whose timers a test lets go off, or loses."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Note a timer."""
+        self.timers.append((seconds, callback))
+
+
+class Processes(base.BasePool):
+    """A pool as Celery's prefork pool is once it has started."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        vars(self)["terminate_job"] = lambda _pid, _signal=None: None
+
+
+class Bare:
+    """What of Celery's own consumer is needed here."""
+
+    def __init__(self, pool: object = None) -> None:
+        self.hub: Hub | None = Hub()
+        self.pool = pool
+        self.done: list[str] = []
+
+    def _flush_events(self) -> None:
+        self.done.append("flush")
+
+    def cancel_active_requests(self) -> None:
+        """Note it."""
+        self.done.append("signal")
+
+    def stop(self) -> None:
+        """Note it."""
+        self.done.append("stop")
+
+
+class World:
+    """A consumer, its clock, and what the process' tasks were told."""
+
+    def __init__(self, pool: object = None) -> None:
+        self.now = 1000.0
+        self.stopped: list[str] = []
+        made: Any = consumer.consumer_class(
+            lambda: self.stopped.append("stop"),
+            celery_consumer=Bare,
+            monotonic=lambda: self.now,
+        )
+        self.consumer = made(pool)
+
+
+def test_events_that_come_shortly_after_each_other_go_out_together() -> None:
+    world = World()
+    for _ in range(3):
+        world.consumer.on_send_event_buffered()
+    [(seconds, flush)] = world.consumer.hub.timers
+    assert seconds == consumer.EVENTS_WAIT
+    flush()
+    assert world.consumer.done == ["flush"]
+
+
+def test_a_timer_that_was_lost_with_the_connection_keeps_no_event_back_for_good() -> None:
+    world = World()
+    world.consumer.on_send_event_buffered()
+    world.consumer.hub.timers.clear()
+    world.now += consumer.EVENTS_WAIT
+    world.consumer.on_send_event_buffered()
+    assert len(world.consumer.hub.timers) == 1
+
+
+def test_without_a_loop_there_is_nothing_to_wait_for() -> None:
+    world = World()
+    world.consumer.hub = None
+    world.consumer.on_send_event_buffered()
+    assert world.consumer.done == []
+
+
+def test_what_waits_is_sent_before_the_consumer_stops() -> None:
+    world = World()
+    world.consumer.on_send_event_buffered()
+    world.consumer.stop()
+    assert world.consumer.done == ["flush", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("pool_class", "is_signalled"), [(Processes, True), (thread.TaskPool, False)]
+)
+def test_a_cold_shutdown_reaches_processes_by_signal_and_threads_without(
+    pool_class: type[Any], is_signalled: bool
+) -> None:
+    world = World(pool_class(1))
+    world.consumer.cancel_active_requests()
+    assert world.consumer.done == (["signal"] if is_signalled else [])
+    assert world.stopped == ([] if is_signalled else ["stop"])
