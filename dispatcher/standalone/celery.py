@@ -20,7 +20,9 @@ from dispatcher.standalone.component import Component, StopStep
 CONTROL, RUNS, BEAT, FLOWER = "control", "runs", "beat", "flower"
 PREFERRED_FLOWER_PORT = 5555  # Flower's own
 
-CONTROL_CONCURRENCY = 2  # one for the ticks, one so that a slow one delays nothing
+# One for the ticks, one so that a slow one delays nothing. They mostly wait for answers, so they
+# need no processes, which would cost 45 MiB.
+CONTROL_SIZE = ("--pool", "threads", "--concurrency", "2")
 FLOWER_TASKS_KEPT = 10_000
 
 READY_SECONDS = 60.0
@@ -39,7 +41,7 @@ class CeleryProcesses:
     def control_worker(self, is_serving: Callable[[], bool]) -> Component:
         """Describe the worker that polls, cancels and recovers; ready once ``is_serving``."""
         stop = (StopStep(signal.SIGTERM, TICK_SECONDS), StopStep(signal.SIGQUIT, COLD_SECONDS))
-        worker = self._worker(CONTROL, CONTROL_CONCURRENCY, stop)
+        worker = self._worker(CONTROL, CONTROL_SIZE, stop)
         return dataclasses.replace(worker, is_ready=lambda: worker.is_ready() and is_serving())
 
     def run_worker(self, concurrency: int, grace_seconds: float) -> Component:
@@ -48,7 +50,7 @@ class CeleryProcesses:
         Asked to stop, it finishes them for ``grace_seconds``; then it stops them.
         """
         stop = (StopStep(signal.SIGTERM, grace_seconds), StopStep(signal.SIGQUIT, COLD_SECONDS))
-        return self._worker(RUNS, concurrency, stop)
+        return self._worker(RUNS, ("--concurrency", str(concurrency)), stop)
 
     def beat(self, schedule: Path) -> Component:
         """Describe beat; it has no port to ask, but it keeps a file once it is at work."""
@@ -79,9 +81,9 @@ class CeleryProcesses:
             address=f"http://{ports.LOOPBACK}:{port}",
         )
 
-    def _worker(self, name: str, concurrency: int, stop: tuple[StopStep, ...]) -> Component:
+    def _worker(self, name: str, size: tuple[str, ...], stop: tuple[StopStep, ...]) -> Component:
         node = f"{name}@{socket.gethostname()}"
-        options = ("--queues", f"dispatcher.{name}", "--concurrency", str(concurrency))
+        options = ("--queues", f"dispatcher.{name}", *size)
         return Component(
             name=name,
             command=self._celery("worker", "--loglevel", "INFO", "--hostname", node, *options),

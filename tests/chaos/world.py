@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -107,11 +108,13 @@ class World:
         self._cache = cache
         self._exit = contextlib.ExitStack()
         self.positions = [
-            self._worker("control", "-Q", tasks.CONTROL_QUEUE, "--concurrency", "2"),
+            self._worker("control", "-Q", tasks.CONTROL_QUEUE, "-P", "threads", "-c", "2"),
             self._worker("both", "--concurrency", "6"),
             *(
-                self._worker(f"runs-{number}", "-Q", tasks.RUNS_QUEUE, "--concurrency", "5")
-                for number in range(1, workers - 1)
+                self._worker(f"runs-{number}", "-Q", tasks.RUNS_QUEUE, "-c", "5", "-P", pool)
+                for number, pool in zip(
+                    range(1, workers - 1), itertools.cycle(("threads", "prefork")), strict=False
+                )
             ),
             Position("beat-1", ("beat",), is_worker=False),
             Position("beat-2", ("beat",), is_worker=False),
