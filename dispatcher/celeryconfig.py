@@ -51,7 +51,7 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_redirect_stdouts": False,
         "result_backend_always_retry": True,
-        # Otherwise each thread that sends a message makes itself a connection to it first.
+        # Otherwise each thread that sends a message builds a backend of its own first.
         "result_backend_thread_safe": True,
         "beat_schedule": beat_schedule(options),
     }

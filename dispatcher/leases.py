@@ -14,7 +14,7 @@ from dispatcher import claims, planning, wakeups
 
 # Of the lease: how often it is renewed, so that several renewals may fail before it is over.
 RENEWALS_PER_LEASE = 5
-MAX_RENEW_INTERVAL = 2.0  # seconds; also how long a cancel waits where no signal can wake
+MAX_RENEW_INTERVAL = 2.0  # seconds; also how long a cancel waits whose wake-up was lost
 MAX_WATCH_INTERVAL = 1.0  # seconds
 
 logger = logging.getLogger(__name__)

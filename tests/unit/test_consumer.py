@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery.concurrency import base, thread
+from celery.concurrency import thread
 
 from dispatcher import consumer
+from tests.unit import celery_pools
 
 
 class Hub:
@@ -20,14 +21,6 @@ class Hub:
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Note a timer."""
         self.timers.append((seconds, callback))
-
-
-class Processes(base.BasePool):
-    """A pool as Celery's prefork pool is once it has started."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        vars(self)["terminate_job"] = lambda _pid, _signal=None: None
 
 
 class Bare:
@@ -98,7 +91,7 @@ def test_what_waits_is_sent_before_the_consumer_stops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool_class", "is_signalled"), [(Processes, True), (thread.TaskPool, False)]
+    ("pool_class", "is_signalled"), [(celery_pools.Processes, True), (thread.TaskPool, False)]
 )
 def test_a_cold_shutdown_reaches_processes_by_signal_and_threads_without(
     pool_class: type[Any], is_signalled: bool

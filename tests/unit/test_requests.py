@@ -8,20 +8,13 @@ from uuid import uuid4
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, WorkerLostError
-from celery.concurrency import base, solo, thread
+from celery.concurrency import solo, thread
 
 from dispatcher import claims, ledger, losses, requests
+from tests.unit import celery_pools
 
 WORKER = "runs@host"
 POOL = "pool"
-
-
-class Processes(base.BasePool):
-    """A pool as Celery's prefork pool is once it has started."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        vars(self)["terminate_job"] = lambda _pid, _signal=None: None
 
 
 class Bare:
@@ -68,7 +61,7 @@ def test_celery_tells_a_dead_child_from_a_task_that_failed(
 
 @pytest.mark.parametrize(
     ("pool_class", "is_signalled"),
-    [(Processes, True), (thread.TaskPool, False), (solo.TaskPool, False)],
+    [(celery_pools.Processes, True), (thread.TaskPool, False), (solo.TaskPool, False)],
 )
 def test_a_revoke_wakes_tasks_that_no_signal_reaches(
     book: ledger.RedisLedger, pool_class: type[Any], is_signalled: bool
