@@ -50,7 +50,7 @@ lock: venv
 
 # What decides must be tested to the last branch.
 cover: venv
-	$(BIN)/coverage run -m pytest -q tests/unit/test_templates.py tests/unit/test_planning_*.py
+	$(BIN)/coverage run -m pytest -q tests/unit/executors/test_templates.py tests/unit/planning
 	$(BIN)/coverage report --include='dispatcher/planning/*,executors/templates.py' --fail-under=100
 
 check: venv

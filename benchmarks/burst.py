@@ -18,7 +18,8 @@ from celery import Celery
 
 from benchmarks import contenders, noop_executor, record, sampling, stub_api, summary, workload
 from benchmarks import site as sites
-from dispatcher import fleet, tasks
+from dispatcher.celery_app import tasks
+from dispatcher.ledger import fleet
 
 POOL = "benchmark"
 STUB = "stub"

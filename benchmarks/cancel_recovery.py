@@ -17,7 +17,7 @@ from uuid import UUID
 
 from benchmarks import contenders, record, summary, workload
 from benchmarks import site as sites
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.standalone import process
 
 POOL = "benchmark"

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import executors
 from benchmarks import site as sites
-from dispatcher import fleet, ledger, tasks
-from dispatcher.api import client
+from dispatcher.celery_app import tasks
+from dispatcher.ledger import fleet, keys
+from dispatcher.prefect_api import client
 from dispatcher.standalone import celery, process
 from dispatcher.standalone.component import Component, StopStep
 
@@ -91,7 +92,7 @@ class Dispatcher:
 
     def open_claims(self) -> int:
         """How many claims use a slot now."""
-        count: int = self.redis.zcard(f"{ledger.PREFIX}open")
+        count: int = self.redis.zcard(f"{keys.PREFIX}open")
         return count
 
     def messages(self) -> int:

@@ -20,7 +20,7 @@ from celery import Celery
 
 from benchmarks import bare, contenders, noop_executor, record, sampling, stub_api, summary
 from benchmarks import site as sites
-from dispatcher import tasks
+from dispatcher.celery_app import tasks
 from dispatcher.standalone.component import Component, StopStep
 
 DISPATCHER_DATABASE, BARE_DATABASE = 0, 1

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import contenders, record, sampling, summary, workload
 from benchmarks import site as sites
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 POOL = "benchmark"
 EMPTY = "empty"

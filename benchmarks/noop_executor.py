@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from executors import base
 
 TYPE = "noop"

@@ -20,8 +20,8 @@ import redis
 
 from benchmarks import contenders, noop_executor, record, sampling, stub_api, summary, workload
 from benchmarks import site as sites
-from dispatcher import claims, ledger
-from dispatcher.api import schemas
+from dispatcher.ledger import claims, redis_ledger
+from dispatcher.prefect_api import schemas
 
 POOL = "benchmark"
 IDLE, SLOTS, LEDGER = "idle", "slots", "ledger"
@@ -166,7 +166,7 @@ def _ledger(site: sites.Site, options: argparse.Namespace, results: record.Recor
     client = site.connect_redis(LEDGER_DATABASE)
     for open_claims in options.claims:
         client.flushdb()
-        book = ledger.RedisLedger(client)
+        book = redis_ledger.RedisLedger(client)
         _open_many(book, open_claims)
         for operation, milliseconds in _timed_operations(book, client, options.calls):
             results.add(
@@ -178,7 +178,7 @@ def _ledger(site: sites.Site, options: argparse.Namespace, results: record.Recor
     client.flushdb()
 
 
-def _open_many(book: ledger.RedisLedger, count: int) -> None:
+def _open_many(book: redis_ledger.RedisLedger, count: int) -> None:
     made = [_new_claim() for _ in range(count)]
     for start in range(0, count, FILL_CHUNK):
         chunk = made[start : start + FILL_CHUNK]
@@ -187,7 +187,7 @@ def _open_many(book: ledger.RedisLedger, count: int) -> None:
 
 
 def _timed_operations(
-    book: ledger.RedisLedger, client: redis.Redis, calls: int
+    book: redis_ledger.RedisLedger, client: redis.Redis, calls: int
 ) -> Iterator[tuple[str, list[float]]]:
     """The way of some claims through the ledger, step by step, and what the ticks read."""
     made = [_new_claim() for _ in range(calls)]
@@ -210,11 +210,11 @@ def _timed_operations(
     yield "open_claims", [_milliseconds(book.open_claims) for _ in few]
 
 
-def _opener(book: ledger.RedisLedger, slots: int) -> Callable[[claims.NewClaim], Any]:
+def _opener(book: redis_ledger.RedisLedger, slots: int) -> Callable[[claims.NewClaim], Any]:
     return lambda claim: book.open([claim], pool=POOL, transition_id=uuid4(), slots=slots)
 
 
-def _closer(book: ledger.RedisLedger) -> Callable[[claims.Lease], bool]:
+def _closer(book: redis_ledger.RedisLedger) -> Callable[[claims.Lease], bool]:
     return lambda lease: book.close(_claim_of(lease), fence=lease.fence)
 
 

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import redis
 
-from dispatcher.api import client, transport
+from dispatcher.prefect_api import client, transport
 from dispatcher.standalone import environment, ports, prefect, process, readiness, valkey
 from dispatcher.standalone.component import Component, StopStep
 from dispatcher.standalone.directory import DataDirectory

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from benchmarks import noop_executor, stub_events
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_api, prefect_objects
 
 POOL = "benchmark"

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from benchmarks import contenders
 from benchmarks import site as sites
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 
 FLOWS = Path(__file__).parent / "flows"

@@ -6,8 +6,8 @@ import sys
 
 from celery import Celery
 
-from dispatcher import app as apps
 from dispatcher import errors, settings
+from dispatcher.celery_app import app as apps
 
 
 def _app_from_environment() -> Celery:

@@ -3,66 +3,48 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
-from uuid import UUID
 
 import redis
 
 import executors
-from dispatcher import (
-    beats,
-    cancellation,
-    catalog,
-    claims,
-    connections,
-    events,
-    execution,
-    fleet,
-    labels,
-    ledger,
-    locks,
-    logs,
-    nudges,
-    observations,
-    outbox,
-    planning,
-    polling,
-    polls,
-    pool,
-    preparation,
-    recovery,
-    reporting,
-    settings,
-    stops,
-    subscription,
-    turns,
-    wakeups,
+from dispatcher import planning, settings
+from dispatcher.execution import (
+    claim_execution,
+    run_places,
+    stop_requests,
+    time_limits,
+    wake_signals,
 )
-from dispatcher.api import client, event_stream, retry, schemas
+from dispatcher.ledger import (
+    beat_reports,
+    fleet,
+    last_polls,
+    locks,
+    poll_nudges,
+    recovery_memory,
+    redis_connection,
+    redis_ledger,
+    rounds,
+    turns_taken,
+)
+from dispatcher.polling import fairness, late_runs, poller, subscription
+from dispatcher.prefect_api import api_connection, catalog, client, event_stream, retry, schemas
+from dispatcher.preparation import job_preparation, publishing
+from dispatcher.reporting import outbox, run_labels, run_logs, state_reporter, worker_events
+from dispatcher.upkeep import (
+    cancellation,
+    orphan_search,
+    pool_sync,
+    recovery,
+    revoked_runs,
+    slot_watch,
+)
 
 # For a question whose answer is of no use later than this; the margin of a lease is 8 s.
 HASTY_TIMEOUT = 2.0  # seconds
-
-
-class Messenger(Protocol):
-    """What the parts need of Celery."""
-
-    def send_execute(self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str) -> None:
-        """Send a claimed run to the workers."""
-
-    def send_poll(self, pool: str) -> None:
-        """Ask for a poll now."""
-
-    def send_cancel(self, pool: str) -> None:
-        """Ask for a look for runs to cancel now."""
-
-    def send_recover(self, pool: str) -> None:
-        """Ask for a look at what nobody takes care of now."""
-
-    def revoke(self, claim_id: UUID) -> None:
-        """Discard a claim's task if it waits, wake it if it runs."""
 
 
 @dataclass(frozen=True)
@@ -70,62 +52,79 @@ class Services:
     """Every part of the dispatcher, built from the settings when it is first used."""
 
     options: settings.Settings
-    messenger: Messenger
+    messenger: publishing.Messenger
 
     @cached_property
     def redis(self) -> redis.Redis:
         """The connection pool to Redis; safe to use after a fork."""
-        return connections.connect_redis(self.options)
+        return redis_connection.connect_redis(self.options.redis_url.get_secret_value())
 
     @cached_property
     def api(self) -> client.PrefectClient:
         """The Prefect API; safe to use after a fork."""
-        return connections.connect_api(self.options)
+        return api_connection.connect_api(self.options)
 
     @cached_property
-    def beats(self) -> beats.Beats:
+    def beats(self) -> beat_reports.BeatReports:
         """Where beat is alive."""
-        return beats.Beats(self.redis)
+        return beat_reports.BeatReports(self.redis)
 
     @cached_property
-    def polls(self) -> polls.Polls:
+    def polls(self) -> last_polls.LastPolls:
         """When the pools were polled."""
-        return polls.Polls(self.redis)
+        return last_polls.LastPolls(self.redis)
+
+    @cached_property
+    def rounds(self) -> rounds.Rounds:
+        """What has been done of late."""
+        return rounds.Rounds(self.redis)
 
     @cached_property
     def event_outbox(self) -> outbox.Outbox[schemas.Event]:
         """The events on their way to Prefect."""
-        return events.new_outbox(self.api)
+        return worker_events.new_outbox(self.api)
 
     @cached_property
     def log_outbox(self) -> outbox.Outbox[schemas.LogEntry]:
         """The log lines on their way to Prefect."""
-        return logs.new_outbox(self.api)
+        return run_logs.new_outbox(self.api)
 
     @cached_property
-    def label_outbox(self) -> outbox.Outbox[labels.RunLabels]:
+    def label_outbox(self) -> outbox.Outbox[run_labels.RunLabels]:
         """The labels on their way to flow runs."""
-        return labels.new_outbox(self.api)
+        return run_labels.new_outbox(self.api)
 
     @cached_property
-    def worker_events(self) -> events.WorkerEvents:
+    def worker_events(self) -> worker_events.WorkerEvents:
         """The events of Prefect's workers."""
-        return events.WorkerEvents(self.event_outbox.put, worker_name=self.options.worker_name)
+        return worker_events.WorkerEvents(
+            self.event_outbox.put, worker_name=self.options.worker_name
+        )
 
     @cached_property
-    def wakes(self) -> wakeups.Wakeups:
+    def wakes(self) -> wake_signals.Wakeups:
         """The wake-ups of this process."""
-        return wakeups.Wakeups()
+        return wake_signals.Wakeups()
 
     @cached_property
-    def stop_requests(self) -> stops.StopRequests:
+    def stop_requests(self) -> stop_requests.StopRequests:
         """Requests to stop what this process executes."""
-        return stops.StopRequests(self.wakes.wake_all)
+        return stop_requests.StopRequests(self.wakes.wake_all)
 
     @cached_property
-    def ledger(self) -> ledger.RedisLedger:
+    def run_places(self) -> run_places.RunPlaces:
+        """How many runs this worker executes at once."""
+        return run_places.RunPlaces()
+
+    @cached_property
+    def time_limits(self) -> time_limits.TimeLimits:
+        """Celery's limits for this worker's tasks."""
+        return time_limits.TimeLimits(self.options.grace_seconds)
+
+    @cached_property
+    def ledger(self) -> redis_ledger.RedisLedger:
         """The claims."""
-        return ledger.RedisLedger(self.redis)
+        return redis_ledger.RedisLedger(self.redis)
 
     @cached_property
     def fleet(self) -> fleet.Fleet:
@@ -138,65 +137,85 @@ class Services:
         return catalog.Catalog(self.api)
 
     @cached_property
-    def reporter(self) -> reporting.Reporter:
+    def reporter(self) -> state_reporter.Reporter:
         """Final states."""
-        hasty = connections.connect_api(
+        hasty = api_connection.connect_api(
             self.options,
             timeout_seconds=HASTY_TIMEOUT,
             retry_policy=retry.RetryPolicy(max_attempts=1),
         )
-        return reporting.Reporter(self.api, hasty=hasty)
+        return state_reporter.Reporter(self.api, hasty=hasty, now=self.api.now)
 
     @cached_property
-    def preparation(self) -> preparation.Preparation:
+    def preparation(self) -> job_preparation.Preparation:
         """Executors and job configurations."""
-        return preparation.Preparation(
+        return job_preparation.Preparation(
             api=self.api,
             known=self.catalog,
             find_executor=executors.get_executor_class_from_type,
             worker_name=self.options.worker_name,
+            pool_type=self.options.pool_type,
         )
 
     @cached_property
-    def nudges(self) -> nudges.Nudges:
+    def publisher(self) -> publishing.Publisher:
+        """Claimed runs on their way to the workers."""
+        ui_url = api_connection.ui_url(self.options)
+        return publishing.Publisher(self.messenger, self.catalog, ui_url)
+
+    @cached_property
+    def nudges(self) -> poll_nudges.PollNudges:
         """Polls ahead of time."""
-        return nudges.Nudges(self.redis, self.messenger.send_poll)
+        return poll_nudges.PollNudges(self.redis, self.messenger.send_poll)
 
     @cached_property
-    def subscription(self) -> subscription.Subscription:
+    def subscriptions(self) -> tuple[subscription.Subscription, ...]:
         """What Prefect tells by itself."""
-        return subscription.Subscription(
-            open_stream=functools.partial(event_stream.open_stream, self.api.transport),
-            read_pool=self.api.read_work_pool,
-            pools=self.options.work_pools,
-            mutex=locks.Locks(self.redis),
-            on_due=self.nudges.nudge,
-            on_cancelling=self.messenger.send_cancel,
+        pools = self.options.work_pools
+        tellers: tuple[tuple[subscription.Topic, Callable[[str], None]], ...] = (
+            (subscription.DueRuns(pools, self.api.read_work_pool), self.nudges.nudge),
+            (subscription.Cancels(pools, self.ledger.get), self._hasten_cancel),
+        )
+        return tuple(
+            subscription.Subscription(
+                topic,
+                open_stream=functools.partial(event_stream.open_stream, self.api.transport),
+                pools=pools,
+                mutex=locks.Locks(self.redis),
+                tell=tell,
+            )
+            for topic, tell in tellers
         )
 
     @cached_property
-    def poller(self) -> polling.Poller:
+    def poller(self) -> poller.Poller:
         """The poll task's work."""
-        return polling.Poller(
+        return poller.Poller(
             api=self.api,
             book=self.ledger,
             known=self.catalog,
-            order=turns.Turns(api=self.api, redis=self.redis, known=self.catalog),
+            order=fairness.Turns(
+                api=self.api,
+                taken=turns_taken.TurnsTaken(self.redis),
+                known=self.catalog,
+            ),
+            late=late_runs.LateRuns(self.api, self.catalog),
             workers=self.fleet,
             mutex=locks.Locks(self.redis),
             calls=self.nudges,
             record=self.polls,
-            publish=self.messenger.send_execute,
+            publish=self.publisher.publish,
             worker_name=self.options.worker_name,
             find_executor=executors.get_executor_class_from_type,
             work_queues=self.options.work_queues,
             prefetch_seconds=self.options.prefetch_seconds,
+            now=self.api.now,
         )
 
     @cached_property
-    def execution(self) -> execution.Execution:
+    def execution(self) -> claim_execution.Execution:
         """The execute task's work."""
-        return execution.Execution(
+        return claim_execution.Execution(
             api=self.api,
             book=self.ledger,
             prepare=self.preparation,
@@ -206,9 +225,11 @@ class Services:
             worker_name=self.options.worker_name,
             wakes=self.wakes,
             requests=self.stop_requests,
+            limits=self.time_limits,
             nudge=self.nudges.nudge,
             lease_seconds=self.options.lease_seconds,
             grace_seconds=self.options.grace_seconds,
+            infra_retries=self.options.infra_retries,
             reschedule_on_shutdown=self.options.on_shutdown == "reschedule",
         )
 
@@ -219,10 +240,13 @@ class Services:
             api=self.api,
             book=self.ledger,
             mutex=locks.Locks(self.redis),
+            turns=self.rounds,
             reporter=self.reporter,
             revoke=self.messenger.revoke,
             kill=self._kill,
+            pools=self.options.work_pools,
             work_queues=self.options.work_queues,
+            round_seconds=rounds.SHARE * self.options.cancel_interval,
         )
 
     @cached_property
@@ -235,12 +259,24 @@ class Services:
         )
 
     @cached_property
-    def observations(self) -> observations.Observations:
+    def observations(self) -> recovery_memory.RecoveryMemory:
         """For how long the ledger has been there."""
-        return observations.Observations(
+        return recovery_memory.RecoveryMemory(
             self.redis,
             patience_seconds=self.limits.lost_lease_seconds,
             gap_seconds=self.limits.gap_seconds,
+        )
+
+    @cached_property
+    def orphan_search(self) -> orphan_search.OrphanSearch:
+        """Runs without a claim."""
+        return orphan_search.OrphanSearch(
+            api=self.api,
+            book=self.ledger,
+            seen=self.observations,
+            turns=self.rounds,
+            pools=self.options.work_pools,
+            worker_name=self.options.worker_name,
         )
 
     @cached_property
@@ -253,16 +289,41 @@ class Services:
             seen=self.observations,
             prepare=self.preparation,
             reporter=self.reporter,
-            publish=self.messenger.send_execute,
+            publish=self.publisher.publish,
             revoke=self.messenger.revoke,
+            tell=self.messenger.tell_end,
             limits=self.limits,
-            worker_name=self.options.worker_name,
+            search=self.orphan_search,
+            turns=self.rounds,
+            pools=self.options.work_pools,
+            round_seconds=rounds.SHARE * self.options.recover_interval,
         )
 
     @cached_property
-    def pool_sync(self) -> pool.PoolSync:
+    def revoked_runs(self) -> revoked_runs.RevokedRuns:
+        """What users revoke through Celery."""
+        return revoked_runs.RevokedRuns(
+            api=self.api,
+            book=self.ledger,
+            mutex=locks.Locks(self.redis),
+            hasten=self._hasten_cancel,
+        )
+
+    @cached_property
+    def slot_watch(self) -> slot_watch.SlotWatch:
+        """Whether anything can go on."""
+        return slot_watch.SlotWatch(
+            api=self.api,
+            book=self.ledger,
+            workers=self.fleet,
+            turns=self.rounds,
+            pools=self.options.work_pools,
+        )
+
+    @cached_property
+    def pool_sync(self) -> pool_sync.PoolSync:
         """The sync task's work."""
-        return pool.PoolSync(
+        return pool_sync.PoolSync(
             api=self.api,
             worker_name=self.options.worker_name,
             heartbeat_interval=self.options.heartbeat_interval,
@@ -270,8 +331,17 @@ class Services:
             create_if_not_found=self.options.create_pool_if_not_found,
         )
 
+    def hasten_recovery(self, pool: str) -> None:
+        """Have somebody look now at what nobody takes care of."""
+        self.recoverer.hasten()
+        self.messenger.send_recover(pool)
+
+    def _hasten_cancel(self, pool: str) -> None:
+        self.canceller.hasten()
+        self.messenger.send_cancel(pool)
+
     def _kill(self, run: schemas.FlowRun, pool_name: str) -> None:
-        prepared = self.preparation.prepare(run, pool_name)
+        prepared = self.preparation.prepare_kill(run, pool_name)
         grace_seconds = min(self.options.grace_seconds, cancellation.ORPHAN_GRACE_SECONDS)
         identifier = run.infrastructure_pid or ""
         prepared.kill(identifier, grace_seconds=grace_seconds)

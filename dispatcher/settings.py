@@ -1,6 +1,6 @@
 """Every setting of the dispatcher, read from the environment.
 
-``DISPATCHER_*`` are its own; ``PREFECT_API_URL``, ``PREFECT_API_KEY``,
+``DISPATCHER_*`` are its own; ``PREFECT_API_URL``, ``PREFECT_UI_URL``, ``PREFECT_API_KEY``,
 ``PREFECT_API_AUTH_STRING`` and ``PREFECT_CLIENT_CUSTOM_HEADERS`` are Prefect's and mean the same.
 All durations are seconds.
 """
@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         repr=False,  # it may hold a password
         validation_alias=AliasChoices("PREFECT_API_URL", "prefect_api_url"),
         description="Address of the Prefect API.",
+    )
+    prefect_ui_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("PREFECT_UI_URL", "prefect_ui_url"),
+        description="Address of Prefect's user interface, if not that of the API without /api.",
     )
     prefect_api_key: SecretStr | None = Field(
         default=None,

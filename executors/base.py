@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from executors import configuration as configurations
 
 GRACE_SECONDS = 30.0

@@ -8,24 +8,20 @@ all runs of a pool.
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Iterable, Mapping
-from datetime import UTC
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from executors import errors, templates
+from executors import attribution, errors, templates
 
 if TYPE_CHECKING:
-    from dispatcher.api import schemas
+    from dispatcher.prefect_api import schemas
 
 SETTINGS_PREFIX = "PREFECT_"
 INTERNAL_PREFIX = "PREFECT__"
-PREFECT_DISTRIBUTION = "prefect"
 DEFINITIONS_REF = "#/definitions/{model}"
 
 
@@ -152,16 +148,16 @@ class BaseJobConfiguration(BaseModel):
         env = {
             **self._base_environment(),
             **self._base_flow_run_environment(flow_run),
-            **_attribution_environment(flow_run, deployment, flow, worker_name),
+            **attribution.attribution_environment(flow_run, deployment, flow, worker_name),
             **self.env,
         }
         self._unset_env = self.unset_env
         self.env = {name: value for name, value in env.items() if value is not None}
         self.labels = {
-            **flow_run_labels(flow_run),
-            **_placement_labels(work_pool, worker_name),
-            **_flow_labels(flow),
-            **_deployment_labels(deployment),
+            **attribution.flow_run_labels(flow_run),
+            **attribution.placement_labels(work_pool, worker_name),
+            **attribution.flow_labels(flow),
+            **attribution.deployment_labels(deployment),
             **self.labels,
         }
         self.name = _render_name(self.name, flow_run, flow) or flow_run.name
@@ -336,75 +332,3 @@ def _render_name(
     if rendered is templates.MISSING:
         return name
     return None if rendered is None else str(rendered)
-
-
-def _attribution_environment(
-    flow_run: schemas.FlowRun,
-    deployment: schemas.Deployment | None,
-    flow: schemas.Flow | None,
-    worker_name: str | None,
-) -> dict[str, str]:
-    """Return what lets the job's own API requests say whose they are."""
-    env: dict[str, Any] = {
-        "PREFECT__WORKER_NAME": worker_name,
-        "PREFECT__FLOW_ID": flow_run.flow_id,
-        "PREFECT__FLOW_NAME": flow.name if flow else None,
-        "PREFECT__DEPLOYMENT_ID": flow_run.deployment_id,
-        "PREFECT__DEPLOYMENT_NAME": deployment.name if deployment else None,
-    }
-    return {name: str(value) for name, value in env.items() if value is not None}
-
-
-def flow_run_labels(
-    flow_run: schemas.FlowRun, distribution: str = PREFECT_DISTRIBUTION
-) -> dict[str, str]:
-    """Return the labels of a run's job that tell which run it is and what Prefect runs it.
-
-    The version is that of the Prefect installed beside the dispatcher; without one there is no
-    such label, since the version of the dispatcher would say something else.
-    """
-    labels = {
-        "prefect.io/flow-run-id": str(flow_run.id),
-        "prefect.io/flow-run-name": flow_run.name,
-    }
-    if version := _version(distribution):
-        labels["prefect.io/version"] = version
-    return labels
-
-
-@functools.cache
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _placement_labels(
-    work_pool: schemas.WorkPool | None, worker_name: str | None
-) -> dict[str, str]:
-    labels = {}
-    if work_pool is not None:
-        labels["prefect.io/work-pool-name"] = work_pool.name
-        labels["prefect.io/work-pool-id"] = str(work_pool.id)
-    if worker_name is not None:
-        labels["prefect.io/worker-name"] = worker_name
-    return labels
-
-
-def _flow_labels(flow: schemas.Flow | None) -> dict[str, str]:
-    if flow is None:
-        return {}
-    return {"prefect.io/flow-id": str(flow.id), "prefect.io/flow-name": flow.name}
-
-
-def _deployment_labels(deployment: schemas.Deployment | None) -> dict[str, str]:
-    if deployment is None:
-        return {}
-    labels = {
-        "prefect.io/deployment-id": str(deployment.id),
-        "prefect.io/deployment-name": deployment.name,
-    }
-    if deployment.updated is not None:
-        labels["prefect.io/deployment-updated"] = deployment.updated.astimezone(UTC).isoformat()
-    return labels

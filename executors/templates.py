@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from executors import errors
 
 if TYPE_CHECKING:
-    from dispatcher.api import schemas
+    from dispatcher.prefect_api import schemas
 
 BLOCK_PREFIX = "prefect.blocks."
 VARIABLE_PREFIX = "prefect.variables."

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.api import client, retry, transport
+from dispatcher.prefect_api import client, retry, transport
 from dispatcher.testing import prefect_objects
 from tests import faulty_proxy, redis_server, stack
 from tests import prefect_server as prefect_servers

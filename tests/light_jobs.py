@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import stack as stacks
 
 COMPLETE = ("RUNNING", "note", "COMPLETED")

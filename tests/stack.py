@@ -17,8 +17,10 @@ import celery
 import psutil
 import redis
 
-from dispatcher import errors, ledger, tasks
-from dispatcher.api import schemas
+from dispatcher import errors
+from dispatcher.celery_app import tasks
+from dispatcher.ledger import fleet, redis_ledger
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import tether, waiting
 
@@ -244,7 +246,7 @@ class Stack:
         }
         self.redis = redis.Redis.from_url(self.redis_url, decode_responses=True)
         self.celery = celery.Celery("tests", broker=self.redis_url, set_as_current=False)
-        self.ledger = ledger.RedisLedger(self.redis)
+        self.ledger = redis_ledger.RedisLedger(self.redis)
 
     @property
     def pool(self) -> str:
@@ -279,6 +281,18 @@ class Stack:
         """Start the smallest dispatcher: one worker that is everything."""
         schedule = str(self.directory / "schedule")
         return self.worker("worker", "-B", "-s", schedule, "--concurrency", str(concurrency))
+
+    def control_worker(self) -> CeleryProcess:
+        """Start a worker of threads for control work alone, with beat."""
+        schedule = str(self.directory / "schedule")
+        threads = ("-P", "threads", "-c", "2")
+        return self.worker("control", "-Q", tasks.CONTROL_QUEUE, *threads, "-B", "-s", schedule)
+
+    def seem_to_have(self, slots: int) -> fleet.Node:
+        """Have so many slots counted of a worker that has gone and takes no message."""
+        gone = fleet.Node("gone@test", 1, slots=slots, serves_control=False, version="1")
+        fleet.Fleet(self.redis).report(gone, lifetime_seconds=600)
+        return gone
 
     def pool_exists(self, pool: str) -> bool:
         """Whether Prefect has such a work pool."""

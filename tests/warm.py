@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from executors import base, process
-from executors.process import modes, nursery, starting
+from executors.process import start_modes, starting
+from executors.process.warm import fork_server_keeper
 from tests import waiting
 
 ENGINES = Path(__file__).parent / "engines"
@@ -24,7 +25,7 @@ COMMAND = shlex.join([sys.executable, "-m", ENGINE])
 
 def plain() -> dict[str, str]:
     """What jobs get of the environment of this process."""
-    return nursery.plain_environment(os.environ)
+    return fork_server_keeper.plain_environment(os.environ)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -35,12 +36,14 @@ def environment(**changes: str) -> dict[str, str]:
 class Servers:
     """A nursery, and what its pool children would know of it."""
 
-    def __init__(self, kept: nursery.Nursery, directory: Path, engine: str) -> None:
+    def __init__(
+        self, kept: fork_server_keeper.ForkServerKeeper, directory: Path, engine: str
+    ) -> None:
         self.nursery = kept
         self.directory = directory
         self._engine = engine
 
-    def starts(self, mode: modes.Mode = "warm") -> starting.Starts:
+    def starts(self, mode: start_modes.Mode = "warm") -> starting.Starts:
         """What an executor starts its jobs by."""
         environ = {
             starting.DIRECTORY_VARIABLE: str(self.directory),
@@ -67,7 +70,7 @@ def servers(engine: str = ENGINE, **options: Any) -> Iterator[Servers]:
     given = options.pop("environment", None) or environment()
     with (
         tempfile.TemporaryDirectory(prefix="fork-servers-") as path,
-        nursery.Nursery(Path(path), given, engine=engine, **options) as kept,
+        fork_server_keeper.ForkServerKeeper(Path(path), given, engine=engine, **options) as kept,
     ):
         found = Servers(kept, Path(path), engine)
         if options.get("eager", True):

@@ -2,6 +2,8 @@
 
 Each command is a module with a click command named ``command``, imported when it is used: help
 and completion stay quick, whatever a command needs.
+
+May import operations, standalone and what these are made from. Never decides: it asks and prints.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from rich import live as lives
 from rich import table as tables
 from rich.markup import escape
 
-from dispatcher.api import client as clients
-from dispatcher.api import schemas, transport
+from dispatcher.prefect_api import client as clients
+from dispatcher.prefect_api import schemas, transport
 from dispatcher.standalone import demo, errors, ports, samples, signals, stack
 from dispatcher.standalone.directory import DataDirectory
 

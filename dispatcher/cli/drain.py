@@ -9,7 +9,10 @@ import redis
 from rich import console as consoles
 from rich import status as statuses
 
-from dispatcher import draining, fleet, health, ledger, settings
+from dispatcher import settings
+from dispatcher.ledger import fleet, redis_ledger
+from dispatcher.operations import drain as draining
+from dispatcher.operations import health
 
 REDIS_TIMEOUT = 2.0  # seconds
 LOOK_INTERVAL = 0.5  # seconds
@@ -35,7 +38,7 @@ def command(workers: tuple[str, ...], *, every: bool, timeout: float | None) -> 
     url = settings.load().redis_url.get_secret_value()
     try:
         with health.connect(url, REDIS_TIMEOUT) as connection:
-            work = draining.Drain(fleet.Fleet(connection), ledger.RedisLedger(connection))
+            work = draining.Drain(fleet.Fleet(connection), redis_ledger.RedisLedger(connection))
             nodes = work.choose(workers, every=every)
             left = drain(work, nodes, timeout)
     except redis.RedisError as error:

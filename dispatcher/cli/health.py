@@ -6,7 +6,8 @@ import socket
 
 import click
 
-from dispatcher import health, settings
+from dispatcher import settings
+from dispatcher.operations import health
 
 
 @click.command

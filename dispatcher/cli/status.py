@@ -11,8 +11,9 @@ from rich import console as consoles
 from rich import table as tables
 from rich.markup import escape
 
-from dispatcher import connections, health, settings, status
-from dispatcher.api import retry
+from dispatcher import settings
+from dispatcher.operations import health, status
+from dispatcher.prefect_api import api_connection, retry
 
 REDIS_TIMEOUT = 2.0  # seconds
 API_TIMEOUT = 5.0  # seconds
@@ -44,7 +45,8 @@ def command(output: str) -> None:
     pools           list of name, type, status (READY, NOT_READY, PAUSED),
                     last_poll_seconds (null also before the first poll),
                     work_queues (list of name, priority, status)
-    workers         list of name, pid, version, serves_control, slots, used, free
+    workers         list of name, pid, version, serves_control, slots, used, free,
+                    held_up (why it takes fewer runs than it could, if so)
     slots           total, free
     claims          number of open claims by stage, such as opened, pending, held
     oldest_waiting  null if none, else flow_run_id, name, pool, seconds,
@@ -63,7 +65,7 @@ def command(output: str) -> None:
 
 def read(options: settings.Settings) -> status.Status:
     """Ask the Redis and the Prefect API of the settings, waiting for each some seconds at most."""
-    api = connections.connect_api(options, timeout_seconds=API_TIMEOUT, retry_policy=RETRIES)
+    api = api_connection.connect_api(options, timeout_seconds=API_TIMEOUT, retry_policy=RETRIES)
     with health.connect(options.redis_url.get_secret_value(), REDIS_TIMEOUT) as redis:
         found = status.get_status(
             api=api,
@@ -79,6 +81,10 @@ def render(found: status.Status) -> Iterator[tables.Table | str]:
     """Return what to print, part by part."""
     yield pools_table(found.pools)
     yield workers_table(found.workers or ())
+    for worker in found.workers or ():
+        if worker.held_up:
+            why = f"{worker.name} takes up to {worker.slots} runs: {worker.held_up}"
+            yield f"[yellow]{escape(why)}[/]"
     yield slots_line(found)
     if found.oldest_waiting is not None:
         yield waiting_line(found.oldest_waiting)
@@ -108,7 +114,7 @@ def workers_table(workers: tuple[status.WorkerStatus, ...]) -> tables.Table:
     for worker in workers:
         serves = [
             *(["control"] if worker.serves_control else []),
-            *(["runs"] if worker.slots else []),
+            *(["runs"] if worker.slots or worker.held_up else []),
         ]
         numbers = (worker.slots, worker.used, worker.free)
         table.add_row(escape(worker.name), ", ".join(serves), *map(str, numbers))

@@ -1,4 +1,8 @@
-"""The decisions, as pure functions: values in, frozen actions out; no clock, no input or output."""
+"""The decisions, as pure functions: values in, frozen actions out.
+
+May import the values of the ledger (``claims``) and of the Prefect API (``schemas``). Never reads
+a clock, and never reads or writes anything else.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,25 @@ from dispatcher.planning.cancelling import CancelAction, plan_cancellation, plan
 from dispatcher.planning.claiming import (
     contested_queues,
     is_granted,
+    is_put_off,
     next_turns,
     owns_pending,
     plan_claims,
     turn_of,
+)
+from dispatcher.planning.lateness import (
+    SKIP_IF_LATE_VARIABLE,
+    LateRule,
+    is_late,
+    late_rule,
+    too_late,
 )
 from dispatcher.planning.outcomes import (
     NOT_STARTED,
     Ending,
     Outcome,
     StopReason,
+    is_failure,
     needs_state,
     outcome_from_text,
     outcome_to_text,
@@ -37,15 +50,18 @@ from dispatcher.planning.recovering import (
     last_pending_made_by,
     plan_recovery,
 )
-from dispatcher.planning.slots import free_slots, run_slots
+from dispatcher.planning.slots import free_slots, run_slots, standstill
 from dispatcher.planning.starting import StartDecision, decide_start
 from dispatcher.planning.verdicts import (
     CANCELLED,
     CANCELLED_BEFORE_START,
+    MOVED_ON,
+    PUT_BACK,
     Report,
     Reschedule,
     Verdict,
     cancelled_gone,
+    cancelled_meanwhile,
     cancelled_unstarted,
     decide_lost,
     must_be_cancelled,
@@ -56,12 +72,16 @@ from dispatcher.planning.verdicts import (
 __all__ = [
     "CANCELLED",
     "CANCELLED_BEFORE_START",
+    "MOVED_ON",
     "NOT_STARTED",
+    "PUT_BACK",
+    "SKIP_IF_LATE_VARIABLE",
     "UNCLAIMED",
     "Action",
     "CancelAction",
     "Deliver",
     "Ending",
+    "LateRule",
     "Limits",
     "Outcome",
     "Report",
@@ -73,6 +93,7 @@ __all__ = [
     "TakeBack",
     "Verdict",
     "cancelled_gone",
+    "cancelled_meanwhile",
     "cancelled_unstarted",
     "concerns",
     "contested_queues",
@@ -80,9 +101,13 @@ __all__ = [
     "decide_start",
     "describe_loss",
     "free_slots",
+    "is_failure",
     "is_granted",
+    "is_late",
+    "is_put_off",
     "is_unfinished",
     "last_pending_made_by",
+    "late_rule",
     "must_be_cancelled",
     "needs_state",
     "next_turns",
@@ -98,6 +123,8 @@ __all__ = [
     "plan_unstarted",
     "plan_unwanted",
     "run_slots",
+    "standstill",
+    "too_late",
     "turn_of",
     "without_deployment",
 ]

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from uuid import UUID
 
-from dispatcher import claims
-from dispatcher.api import schemas
+from dispatcher.ledger import claims
+from dispatcher.prefect_api import schemas
 
 
 class CancelAction(StrEnum):

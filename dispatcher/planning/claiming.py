@@ -8,11 +8,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from uuid import UUID
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 StateType = schemas.StateType
 Status = schemas.OrchestrationStatus
 
+# Prefect's name, and ours, of the state of a run that waits to be started again.
+AWAITING_RETRY = "AwaitingRetry"
 _NOBODY: Mapping[UUID, int] = {}
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
@@ -25,14 +27,18 @@ def plan_claims(
     free_slots: int,
     served: Mapping[UUID, int] = _NOBODY,
     refused: Collection[UUID] = (),
+    now: datetime | None = None,
 ) -> list[schemas.FlowRun]:
     """Choose the runs to claim from a poll: by queue priority, then by turns, then by time.
 
     ``rows`` are what the server showed, in its order; ``others`` further due runs of these rows'
     queues. A queue gets as many claims as it has rows, since rows are what its pauses and limits
     let through. Within a queue, deployments take turns, and those in ``served`` come after those
-    that are not. Nothing of the deployments (or runs without one) in ``refused`` is chosen.
+    that are not. Nothing of the deployments (or runs without one) in ``refused`` is chosen, and no
+    run that is put off (see :func:`is_put_off`) at ``now``.
     """
+    claimed = {*claimed, *(row.flow_run.id for row in rows if is_put_off(row.flow_run, now))}
+    others = [run for run in others if not is_put_off(run, now)]
     places = _startable((row.flow_run for row in rows), claimed)
     places = dict(islice(places.items(), max(free_slots, 0)))
     waiting = _startable([*(row.flow_run for row in rows), *others], claimed)
@@ -47,6 +53,16 @@ def plan_claims(
         ]
         chosen += _by_turns(candidates, served)[:quota]
     return chosen
+
+
+def is_put_off(run: schemas.FlowRun, now: datetime | None) -> bool:
+    """Whether a run that is to be started again is not due yet.
+
+    Others are claimed some seconds early, so that their engines are there in time. This one's delay
+    is its pause after a failure, in which it need not keep a slot from others.
+    """
+    due = run.next_scheduled_start_time
+    return run.state_name == AWAITING_RETRY and now is not None and due is not None and due > now
 
 
 def contested_queues(

@@ -7,9 +7,9 @@ from enum import StrEnum
 
 import pydantic
 
-from dispatcher.api import schemas
 from dispatcher.planning import verdicts
 from dispatcher.planning.verdicts import Report, Verdict
+from dispatcher.prefect_api import schemas
 
 StateType = schemas.StateType
 
@@ -21,6 +21,7 @@ class StopReason(StrEnum):
     LOST = "lost"  # the fence has moved on: somebody else decides about the run
     SHUTDOWN = "shutdown"  # the worker stops and does not wait for its runs
     UNREACHABLE = "unreachable"  # the lease may be over, and the run may be started again
+    TIME_LIMIT = "time-limit"  # Celery's, for all tasks of the worker
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Ending:
 
     ``reported`` is the state type in which the engine said it left the run, ``stopped`` why the
     task stopped the job itself, ``explanation`` a sentence on what the status code means, and
-    ``may_restart`` whether a flow that has begun may be started again.
+    ``may_restart`` whether a flow that has begun may be started again. ``attempt`` counts the
+    starts so far; a run whose start failed more than ``retries`` times is given up.
     """
 
     status_code: int
@@ -37,6 +39,8 @@ class Ending:
     stopped: StopReason | None = None
     explanation: str | None = None
     may_restart: bool = False
+    attempt: int = 0
+    retries: int = 0
 
 
 Outcome = Report | Ending
@@ -48,6 +52,11 @@ _LOSSES: dict[StopReason | None, str] = {
 
 # The run is somebody else's now, or gone: there is nothing to tell.
 NOT_STARTED = Ending(status_code=0, stopped=StopReason.LOST)
+
+
+def is_failure(outcome: Outcome) -> bool:
+    """Whether a job's end counts as an attempt to start its run, as a lost worker does."""
+    return isinstance(outcome, Ending) and outcome.stopped is StopReason.UNREACHABLE
 
 
 def plan_unstarted(reason: StopReason) -> Outcome:
@@ -96,13 +105,15 @@ def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
     state = run.state if run else None
     if ending.stopped is StopReason.LOST or ending.reported in schemas.TERMINAL_STATES:
         return None
-    if ending.stopped is StopReason.CANCEL or (state is not None and state.is_cancelling):
-        return None if _has_ended(state) else verdicts.CANCELLED
-    if ending.stopped in _LOSSES and run is not None:
-        loss = _LOSSES[ending.stopped]
-        return verdicts.decide_lost(
-            run, attempt=0, retries=0, opted_in=ending.may_restart, loss=loss
+    if ending.stopped in {StopReason.CANCEL, StopReason.TIME_LIMIT}:
+        return None if _has_ended(state) else _stopped(ending, state)
+    if state is not None and state.is_cancelling:
+        was_stopped = ending.stopped is not None
+        return (
+            verdicts.CANCELLED if was_stopped else verdicts.cancelled_too_late(ending.status_code)
         )
+    if ending.stopped in _LOSSES and run is not None:
+        return _lost(ending, run)
     if ending.status_code != 0:
         detail = f" {ending.explanation}" if ending.explanation else ""
         return Report(
@@ -111,6 +122,26 @@ def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
             f"{ending.status_code}.{detail}",
         )
     return _unfinished(run)
+
+
+def _lost(ending: Ending, run: schemas.FlowRun) -> Verdict:
+    # A shutdown is nobody's failure, so it is no attempt, however often it comes.
+    counts = ending.stopped is StopReason.UNREACHABLE
+    return verdicts.decide_lost(
+        run,
+        attempt=ending.attempt if counts else 0,
+        retries=ending.retries if counts else 0,
+        opted_in=ending.may_restart,
+        loss=_LOSSES[ending.stopped],
+    )
+
+
+def _stopped(ending: Ending, state: schemas.State | None) -> Report:
+    if ending.stopped is StopReason.CANCEL:
+        return verdicts.CANCELLED
+    cancelling = state is not None and state.is_cancelling
+    end = StateType.CANCELLED if cancelling else StateType.CRASHED
+    return Report(end, f"Flow run was stopped. {ending.explanation}")
 
 
 def _has_ended(state: schemas.State | None) -> bool:
@@ -131,6 +162,7 @@ def _unfinished(run: schemas.FlowRun | None) -> Report | None:
         return None
     state = run.state
     waits_in_process = state.type is StateType.SCHEDULED and run.retry_type == "in_process"
+    waits_in_process = waits_in_process or state.is_waiting_in_process
     if state.type in {StateType.PENDING, StateType.RUNNING} or waits_in_process:
         return Report(
             StateType.CRASHED,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dispatcher import claims
-from dispatcher.api import schemas
+from dispatcher.ledger import claims
 from dispatcher.planning import claiming
+from dispatcher.prefect_api import schemas
 
 Stage = claims.Stage
 
@@ -109,11 +109,11 @@ def plan_recovery(
 
 
 def is_unfinished(run: schemas.FlowRun) -> bool:
-    """Whether someone has to take care of a run that is Pending, Running or AwaitingRetry."""
+    """Whether someone has to take care of a run: it has a process, or is about to have one."""
     if run.state is None:
         return False
     in_process = run.state.type is schemas.StateType.SCHEDULED and run.retry_type == "in_process"
-    return run.state.type in _ACTIVE or in_process
+    return run.state.type in _ACTIVE or in_process or run.state.is_waiting_in_process
 
 
 _ACTIVE = frozenset({schemas.StateType.PENDING, schemas.StateType.RUNNING})

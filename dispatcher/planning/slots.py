@@ -23,6 +23,15 @@ def run_slots(*, concurrency: int, serves_control: bool, serves_runs: bool) -> i
     return concurrency - 1
 
 
+def standstill(held: int) -> str:
+    """Say that the fleet's slots are held by runs whose child runs wait for a slot."""
+    return (
+        f"every slot ({held}) is held by a run whose child runs are due and wait for a slot; if"
+        " these runs wait for their children, nothing goes on: start one more worker, or give the"
+        " children a work pool with workers of its own"
+    )
+
+
 _TOO_SMALL = (
     "a worker that serves both queues needs --concurrency 2 or more, because one place is kept "
     "for control work; raise it, or serve one queue with -Q dispatcher.runs or "

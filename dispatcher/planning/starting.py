@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from uuid import UUID
 
-from dispatcher.api import schemas
 from dispatcher.planning import claiming
+from dispatcher.prefect_api import schemas
 
 
 class StartDecision(StrEnum):

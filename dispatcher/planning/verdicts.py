@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 StateType = schemas.StateType
 Status = schemas.OrchestrationStatus
@@ -57,6 +57,15 @@ def cancelled_unstarted(*, claimed: bool) -> Report:
     )
 
 
+def cancelled_too_late(status_code: int) -> Report:
+    """Report a run that was to be cancelled when its job had ended already, by itself."""
+    return Report(
+        StateType.CANCELLED,
+        "Flow run was cancelled, but its job had ended by itself before it could be stopped"
+        f" (status code {status_code}).",
+    )
+
+
 def cancelled_gone(reason: str) -> Report:
     """Report a cancelled run whose job could not be found."""
     return Report(StateType.CANCELLED, f"Flow run was cancelled; its job is gone: {reason}")
@@ -75,6 +84,11 @@ def without_deployment(run: schemas.FlowRun) -> Report:
     )
 
 
+def cancelled_meanwhile(refused: Report) -> Report:
+    """Report a run that somebody asked to cancel before its end could be told."""
+    return Report(StateType.CANCELLED, f"Flow run was cancelled. {refused.message}")
+
+
 def must_be_cancelled(result: schemas.OrchestrationResult) -> bool:
     """Whether a proposal was refused because the run is being cancelled."""
     return (
@@ -84,6 +98,12 @@ def must_be_cancelled(result: schemas.OrchestrationResult) -> bool:
 
 Verdict = Reschedule | Report | None
 
+# What became of a run that is not told by the type of a state.
+PUT_BACK = "put back"
+MOVED_ON = "moved on"
+
+WITHOUT_QUEUE = "Its work queue was deleted, so no worker would find it to start it again."
+
 
 def decide_lost(
     run: schemas.FlowRun, *, attempt: int, retries: int, opted_in: bool, loss: str
@@ -91,8 +111,10 @@ def decide_lost(
     """Decide about a run whose claim is closed without an outcome.
 
     One that never reached Running has executed nothing, so it is started again up to ``retries``
-    times; one that did is started again only if its deployment ``opted_in``. ``attempt`` counts
-    the starts so far; 0 where this one does not count, which also spares the run a delay.
+    times; one that did is started again only if its deployment ``opted_in``. Nobody waits any more
+    for a run that was paused in its process, so that one is lost as well; a suspended one has no
+    process to lose. ``attempt`` counts the starts so far; 0 where this one does not count, which
+    also spares the run a delay.
     """
     state = run.state
     if state is None or (state.is_terminal and not state.is_cancelling):
@@ -101,12 +123,20 @@ def decide_lost(
         return Report(StateType.CANCELLED, f"Flow run was cancelled. {loss}")
     if state.type is StateType.SCHEDULED:
         return _decide_scheduled(run, loss)
-    if state.type is StateType.PAUSED:
+    if state.type is StateType.PAUSED and not state.is_waiting_in_process:
         return None
     may_restart = state.type is StateType.PENDING or opted_in
-    if may_restart and attempt <= retries:
+    if not may_restart:
+        return Report(StateType.CRASHED, loss)
+    return _decide_restart(run, attempt=attempt, retries=retries, loss=loss)
+
+
+def _decide_restart(run: schemas.FlowRun, *, attempt: int, retries: int, loss: str) -> Verdict:
+    if run.work_queue_id is None:
+        return Report(StateType.CRASHED, f"{loss} {WITHOUT_QUEUE}")
+    if attempt <= retries:
         return Reschedule(retry_delay(attempt), f"{loss} It is started again.")
-    reason = f" It was started {attempt} times." if may_restart and attempt > 1 else ""
+    reason = f" It was started {attempt} times." if attempt > 1 else ""
     return Report(StateType.CRASHED, f"{loss}{reason}")
 
 

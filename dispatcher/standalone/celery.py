@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-from dispatcher import fleet
+from dispatcher.ledger import fleet
 from dispatcher.standalone import ports, prefect, readiness, valkey
 from dispatcher.standalone.component import Component, StopStep
 
@@ -23,7 +23,6 @@ PREFERRED_FLOWER_PORT = 5555  # Flower's own
 # One for the ticks, one so that a slow one delays nothing. They mostly wait for answers, so they
 # need no processes, which would cost 45 MiB.
 CONTROL_SIZE = ("--pool", "threads", "--concurrency", "2")
-FLOWER_TASKS_KEPT = 10_000
 
 READY_SECONDS = 60.0
 COLD_SECONDS = 15.0  # to stop the runs' processes and report them
@@ -71,7 +70,7 @@ class CeleryProcesses:
         options = (f"--address={ports.LOOPBACK}", f"--port={port}")
         return Component(
             name=FLOWER,
-            command=self._celery("flower", *options, f"--max_tasks={FLOWER_TASKS_KEPT}"),
+            command=self._celery("flower", *options),
             environment=self.environment,
             directory=self.directory,
             is_ready=lambda: readiness.http_answers(port, "/healthcheck"),

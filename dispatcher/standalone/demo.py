@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
-from dispatcher.api import client as clients
-from dispatcher.api import schemas
+from dispatcher.prefect_api import client as clients
+from dispatcher.prefect_api import schemas
 from dispatcher.standalone import errors, samples
 
 POLL_SECONDS = 0.5

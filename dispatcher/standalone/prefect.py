@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dispatcher.api import transport
+from dispatcher.prefect_api import transport
 from dispatcher.standalone import ports, readiness
 from dispatcher.standalone.component import Component, StopStep
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dispatcher
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 FLOWS_FILE = "flows.py"
 

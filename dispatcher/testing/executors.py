@@ -17,16 +17,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent import futures
 from typing import Any, ClassVar
 
 import pytest
 
 import executors
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
+from dispatcher.testing import running_job
 from executors import base, configuration, errors, templates
 
 LONG_SECONDS = 300  # a job that is to be stopped would last that long
@@ -46,64 +45,6 @@ class NoReferences:
     def read_variable(self, name: str) -> Any:  # noqa: ARG002
         """There is none."""
         return templates.MISSING
-
-
-class RunningJob:
-    """One call of an executor's ``run``, in a thread of its own."""
-
-    def __init__(
-        self,
-        executor: base.BaseExecutor,
-        run_configuration: configuration.BaseJobConfiguration,
-        flow_run: schemas.FlowRun,
-        timeout_seconds: float,
-    ) -> None:
-        self.configuration = run_configuration
-        self.identifiers: list[str] = []
-        self._executor = executor
-        self._timeout = timeout_seconds
-        self._started = threading.Event()
-        self._future: futures.Future[base.ExecutorResult] = futures.Future()
-        self._thread = threading.Thread(target=self._run, args=(flow_run,), daemon=True)
-        self._thread.start()
-
-    def wait_started(self) -> str:
-        """Return the infrastructure pid once ``run`` has told it."""
-        self._future.add_done_callback(lambda _: self._started.set())
-        if not self._started.wait(self._timeout):
-            pytest.fail(f"run() did not call started() within {self._timeout:g} s")
-        if not self.identifiers:
-            self._future.result()
-            pytest.fail("run() returned without having called started()")
-        return self.identifiers[0]
-
-    def wait_ended(self) -> base.ExecutorResult:
-        """Return what ``run`` returned; raises what it raised."""
-        try:
-            return self._future.result(self._timeout)
-        except futures.TimeoutError:
-            return pytest.fail(f"run() did not return within {self._timeout:g} s")
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether ``run`` has returned or raised."""
-        return self._future.done()
-
-    def kill(self, grace_seconds: float) -> None:
-        """Stop the job as the dispatcher does."""
-        self._executor.kill_infrastructure(self.wait_started(), self.configuration, grace_seconds)
-
-    def _run(self, flow_run: schemas.FlowRun) -> None:
-        try:
-            self._future.set_result(
-                self._executor.run(flow_run, self.configuration, self._note_started)
-            )
-        except Exception as error:  # noqa: BLE001 - raised where the test waits
-            self._future.set_exception(error)
-
-    def _note_started(self, identifier: str) -> None:
-        self.identifiers.append(identifier)
-        self._started.set()
 
 
 class ExecutorConformance:
@@ -348,15 +289,15 @@ class Jobs:
     def __init__(self, suite: ExecutorConformance, executor: base.BaseExecutor) -> None:
         self._suite = suite
         self._executor = executor
-        self.started: list[RunningJob] = []
+        self.started: list[running_job.RunningJob] = []
 
     def start(
         self, command: str, flow_run: schemas.FlowRun | None = None, **variables: Any
-    ) -> RunningJob:
+    ) -> running_job.RunningJob:
         """Start a job with a command and other job variables."""
         flow_run = flow_run or new_flow_run()
         made = self._suite.prepare(flow_run, command=command, **variables)
-        job = RunningJob(self._executor, made, flow_run, self._suite.timeout_seconds)
+        job = running_job.RunningJob(self._executor, made, flow_run, self._suite.timeout_seconds)
         self.started.append(job)
         return job
 

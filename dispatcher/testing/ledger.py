@@ -1,7 +1,7 @@
 """A claim ledger in memory, for tests and simulations that need no Redis.
 
-It answers as :class:`dispatcher.ledger.RedisLedger` does; the project's own tests run the same
-cases against both. Its clock is given, so a test can let claims grow old at once.
+It answers as :class:`dispatcher.ledger.redis_ledger.RedisLedger` does; the project's own tests
+run the same cases against both. Its clock is given, so a test can let claims grow old at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from dispatcher import ledger
-from dispatcher.claims import (
+from dispatcher.ledger import redis_ledger
+from dispatcher.ledger.claims import (
     FORFEITED_AT,
     CancelResult,
     Claim,
@@ -37,7 +37,7 @@ class _Entry:
 
 
 class InMemoryLedger:
-    """The :class:`dispatcher.claims.Ledger` in memory; any number of threads may use it.
+    """The :class:`dispatcher.ledger.claims.Ledger` in memory; any number of threads may use it.
 
     ``clock`` tells seconds since the epoch.
     """
@@ -46,7 +46,7 @@ class InMemoryLedger:
         self,
         *,
         clock: Callable[[], float] = time.time,
-        retention_seconds: float = ledger.RETENTION_SECONDS,
+        retention_seconds: float = redis_ledger.RETENTION_SECONDS,
     ) -> None:
         self._clock = clock
         self._retention = retention_seconds
@@ -86,15 +86,15 @@ class InMemoryLedger:
         )
         return True
 
-    def accept(self, claim: NewClaim) -> bool:
-        """Note that Prefect accepted Pending; false if the claim is not open any more."""
+    def accept(self, claim: NewClaim) -> int:
+        """Note that Prefect accepted Pending; return the attempt, 0 if the claim is closed."""
         with self._lock:
             kept = self._find(claim.flow_run_id, claim.claim_id)
             if kept is None or kept.stage is Stage.CLOSED:
-                return False
+                return 0
             if kept.stage is Stage.OPENED:
                 self._keep(replace(kept, stage=Stage.PENDING, touched_at=self.now()))
-            return True
+            return kept.attempt
 
     def resend(self, claim: NewClaim) -> bool:
         """Note that a claim's message is sent again; false if it does not wait for its task."""
@@ -188,7 +188,7 @@ class InMemoryLedger:
             self._keep(replace(kept, stage=Stage.FINISHED, outcome=outcome, touched_at=self.now()))
             return True
 
-    def close(self, claim: NewClaim, *, fence: int | None = None) -> bool:
+    def close(self, claim: NewClaim, *, fence: int | None = None, failed: bool = False) -> bool:
         """Close a claim; a held or finished one only with its fence."""
         with self._lock:
             kept = self._find(claim.flow_run_id, claim.claim_id)
@@ -198,7 +198,9 @@ class InMemoryLedger:
                 return True
             if kept.stage not in _UNHELD and kept.fence != fence:
                 return False
-            self._shut(kept, attempt=_attempts_left(kept, ended=kept.stage not in _UNHELD))
+            self._shut(
+                kept, attempt=_attempts_left(kept, ended=kept.stage not in _UNHELD and not failed)
+            )
             return True
 
     def expire(self, claim: Claim, *, untouched_seconds: float) -> bool:

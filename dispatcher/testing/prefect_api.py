@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from dispatcher.api import client, transport
+from dispatcher.prefect_api import client, transport
 from dispatcher.testing.fake_prefect import answers, faults, records, routing, serving
 from dispatcher.testing.fake_prefect import store as stores
 

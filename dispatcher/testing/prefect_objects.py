@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import StateType
 
 
 class PrefectObjects:
@@ -75,6 +75,14 @@ class PrefectObjects:
             json=values,
         )
         return schemas.FlowRun.model_validate(row)
+
+    def child_run(
+        self, parent: schemas.FlowRun, deployment: schemas.Deployment, **values: Any
+    ) -> schemas.FlowRun:
+        """A run that another one has started, as ``run_deployment`` does."""
+        task = {"flow_run_id": str(parent.id), "task_key": "child", "dynamic_key": uuid4().hex}
+        row = self._request("POST", "/task_runs/", json=task)
+        return self.run(deployment, parent_task_run_id=row["id"], **values)
 
     def run_without_deployment(self, **values: Any) -> schemas.FlowRun:
         """A new run of a new flow; ``work_pool_name`` puts it into a pool."""

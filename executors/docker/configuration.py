@@ -12,10 +12,11 @@ from urllib import parse
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
+from executors import attribution
 from executors import configuration as configurations
 
 if TYPE_CHECKING:
-    from dispatcher.api import schemas
+    from dispatcher.prefect_api import schemas
 
 API_URL = "PREFECT_API_URL"
 LOOPBACK = frozenset({"localhost", "127.0.0.1"})
@@ -62,7 +63,7 @@ Volume = Annotated[str, AfterValidator(_check_volume)]
 def default_image() -> str:
     """Return Prefect's own image, for the Prefect and Python of this process if it has one."""
     try:
-        version = metadata.version(configurations.PREFECT_DISTRIBUTION)
+        version = metadata.version(attribution.PREFECT_DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return f"{PREFECT_IMAGE}:{NEWEST_PREFECT_TAG}"
     python = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import docker
 from docker.models.containers import Container
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from executors import base, errors
 from executors.docker import configuration as configurations
 from executors.docker import containers, engine, images, watching

@@ -13,10 +13,12 @@ from pydantic import Field, PrivateAttr
 
 from executors import configuration as configurations
 from executors import templates
-from executors.process import modes, protocol
+from executors.process import start_modes
+from executors.process.engine_control import protocol
 
-# No part of the template, so that it works in every pool, and Prefect's own worker ignores it.
+# No part of the template, so that they work in every pool, and Prefect's own worker ignores them.
 START_VARIABLE = "start"
+KILL_ESCAPED_VARIABLE = "kill_escaped"
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
     stream_output: bool = Field(default=True)
     working_dir: Path | None = Field(default=None)
 
-    _start: modes.Mode | None = PrivateAttr(default=None)
+    _start: start_modes.Mode | None = PrivateAttr(default=None)
+    _kills_escaped: bool = PrivateAttr(default=False)
 
     @classmethod
     def from_template_and_values(
@@ -38,18 +41,24 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
         *,
         environ: Mapping[str, str] | None = None,
     ) -> Self:
-        """Build the configuration, with the job variable ``start`` besides what is in a template.
+        """Build the configuration, with our own job variables besides what is in a template.
 
         Raises as the inherited method does.
         """
         made = super().from_template_and_values(base_job_template, values, reader, environ=environ)
         made._start = _start(values.get(START_VARIABLE))
+        made._kills_escaped = _kills_escaped(values.get(KILL_ESCAPED_VARIABLE))
         return made
 
     @property
-    def start(self) -> modes.Mode | None:
+    def start(self) -> start_modes.Mode | None:
         """How the run wants to be started, if it says so."""
         return self._start
+
+    @property
+    def kills_escaped(self) -> bool:
+        """Whether what the flow has moved out of its process group ends with it in any case."""
+        return self._kills_escaped
 
     @staticmethod
     def _base_flow_run_command() -> str:
@@ -74,12 +83,22 @@ class ProcessVariables(configurations.BaseVariables):
     )
 
 
-def _start(value: Any) -> modes.Mode | None:
-    mode = modes.parse(value)
+def _start(value: Any) -> start_modes.Mode | None:
+    mode = start_modes.parse(value)
     if mode is None and value is not None:
         logger.warning(
             "The job variable %s is none of %s and is left out of account",
             START_VARIABLE,
-            ", ".join(modes.MODES),
+            ", ".join(start_modes.MODES),
         )
     return mode
+
+
+def _kills_escaped(value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    logger.warning(
+        "The job variable %s is neither true nor false and is left out of account",
+        KILL_ESCAPED_VARIABLE,
+    )
+    return False

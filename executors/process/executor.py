@@ -6,24 +6,19 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from executors import base, errors
 from executors.process import configuration as configurations
-from executors.process import (
-    control,
-    directory,
-    exit_codes,
-    jobs,
-    modes,
-    nursery,
-    starting,
-    strangers,
-)
+from executors.process import exit_codes, job_directory, jobs, start_modes, starting
 from executors.process import launch as launching
+from executors.process.cleanup import escaped_processes, job_records
+from executors.process.engine_control import control
+from executors.process.warm import fork_server_keeper
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +36,14 @@ class ProcessExecutor(base.BaseExecutor):
     _description = "Runs each flow run as a process on the host of the Celery worker."
     _documentation_url = "https://docs.prefect.io/v3/concepts/workers"
 
-    def __init__(self, starts: starting.Starts | None = None) -> None:
+    def __init__(
+        self,
+        starts: starting.Starts | None = None,
+        records: job_records.JobRecords | None = None,
+    ) -> None:
         self._host = socket.gethostname()
         self._starts = starts or starting.Starts()
+        self._records = records or job_records.JobRecords()
         self._jobs: dict[str, jobs.Job] = {}
 
     def run(
@@ -70,10 +70,10 @@ class ProcessExecutor(base.BaseExecutor):
         self,
         configuration: configurations.ProcessJobConfiguration,
         started: Callable[[str], None],
-        mode: modes.Mode | None,
+        mode: start_modes.Mode | None,
     ) -> base.ExecutorResult | None:
         """Execute a job once; ``None`` if it is to be replaced by another."""
-        with directory.working_directory(configuration.working_dir) as path:
+        with job_directory.working_directory(configuration.working_dir) as path:
             connection = open_control()
             with connection, self._job(configuration, path, connection, mode) as (identifier, job):
                 started(identifier)
@@ -87,8 +87,14 @@ class ProcessExecutor(base.BaseExecutor):
     @classmethod
     @contextlib.contextmanager
     def node_services(cls, options: base.NodeOptions) -> Iterator[None]:
-        """Keep fork servers for the jobs of this worker; they are Linux's alone."""
-        with nursery.serving(options):
+        """Keep fork servers for the jobs of this worker, and end what killed workers left here.
+
+        Both are Linux's alone.
+        """
+        with contextlib.ExitStack() as kept:
+            if sys.platform == "linux":
+                kept.enter_context(job_records.sweeping(job_records.JobRecords()))
+            kept.enter_context(fork_server_keeper.serving(options))
             yield
 
     def has_begun(self, infrastructure_pid: str) -> bool:
@@ -143,8 +149,8 @@ class ProcessExecutor(base.BaseExecutor):
         if job is not None:
             job.stop(grace_seconds, ending)
         else:
-            flow_run_id = configuration.env.get(strangers.FLOW_RUN_ID_VARIABLE)
-            strangers.kill(pid, flow_run_id, grace_seconds)
+            flow_run_id = configuration.env.get(escaped_processes.FLOW_RUN_ID_VARIABLE)
+            escaped_processes.kill(pid, flow_run_id, grace_seconds)
 
     @contextlib.contextmanager
     def _job(
@@ -152,12 +158,15 @@ class ProcessExecutor(base.BaseExecutor):
         configuration: configurations.ProcessJobConfiguration,
         path: Path,
         connection: control.ControlSocket,
-        mode: modes.Mode | None,
+        mode: start_modes.Mode | None,
     ) -> Iterator[tuple[str, jobs.Job]]:
         """Start the job and know it by its pid for as long as it lives."""
         launch = build_launch(configuration, path, connection)
         fresh = configuration.working_dir is None
-        with self._starts.started(launch, mode, fresh_directory=fresh) as process:
+        with (
+            self._records.recorded(launch.job_id),
+            self._starts.started(launch, mode, fresh_directory=fresh) as process,
+        ):
             job = jobs.Job(launch, process, connection)
             identifier = f"{self._host}:{job.pid}"
             self._jobs[identifier] = job
@@ -182,6 +191,7 @@ def build_launch(
         directory=path,
         environment=launching.job_environment(configuration, os.environ, added),
         stream_output=configuration.stream_output,
+        kills_escaped=configuration.kills_escaped,
     )
 
 

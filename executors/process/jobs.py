@@ -12,11 +12,12 @@ from typing import Literal, Protocol
 import psutil
 
 from executors import errors
-from executors.process import control, processes
 from executors.process import launch as launching
+from executors.process.cleanup import process_tree
+from executors.process.engine_control import control
 
 # How long after SIGKILL a job may still be there before that is an error.
-KILL_SECONDS = processes.SWEEP_SECONDS + 5.0
+KILL_SECONDS = process_tree.SWEEP_SECONDS + 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,11 @@ class Job:
         self.pid = process.pid
         self._job_id = launch.job_id
         self._is_engine = launch.is_engine
+        self._kills_escaped = launch.kills_escaped
         self._process = process
         self._control = connection
         self._kill_seconds = kill_seconds
-        self._family = processes.Family(self._is_member())
+        self._family = process_tree.Family(self._is_member())
         # Held while the pid is used, so that it cannot be given back in between.
         self._lock = threading.Lock()
         self._reaped = False
@@ -66,12 +68,12 @@ class Job:
 
         What is left in the job's session group is always killed, which costs one system call;
         unlike Prefect's own worker, which leaves it running. A flow that is to leave something
-        behind must start it outside of its process group. After a stop or a failure that does
-        not help: then all processes of this machine are searched for the job's.
+        behind must start it outside of its process group. After a stop or a failure, or where the
+        run wants that, it does not help: all processes of this machine are searched for the job's.
         """
         status = self._process.wait()
-        processes.signal_group(self.pid, signal.SIGKILL)
-        if status != 0 or self._stop_asked:
+        process_tree.signal_group(self.pid, signal.SIGKILL)
+        if status != 0 or self._stop_asked or self._kills_escaped:
             self._sweep()
         with self._lock:
             self._process.reap()
@@ -125,8 +127,8 @@ class Job:
         with self._lock:
             self._stop_asked = True
             if not self._reaped:
-                self._family.remember(processes.descendants(self.pid))
-                processes.signal_group(self.pid, signal.SIGKILL)
+                self._family.remember(process_tree.descendants(self.pid))
+                process_tree.signal_group(self.pid, signal.SIGKILL)
 
     def _ask_to_end(self, grace_seconds: float, ending: Ending) -> None:
         """Send SIGTERM where that leads to a clean end.
@@ -160,21 +162,21 @@ class Job:
             if self._reaped:
                 return None
             leader = psutil.Process(self.pid)
-            children = processes.descendants(self.pid)
+            children = process_tree.descendants(self.pid)
             self._family.remember(children)
             port = self._control.engine_port
-            return processes.holder_of_port([leader, *children], port) or leader
+            return process_tree.holder_of_port([leader, *children], port) or leader
 
     def _terminate(self, engine: psutil.Process | None) -> None:
         """Signal the engine alone: it may need its children while it runs hooks."""
         with self._lock:
             if engine is not None and not self._reaped:
-                processes.send([engine], signal.SIGTERM)
+                process_tree.send([engine], signal.SIGTERM)
 
     def _terminate_group(self) -> None:
         with self._lock:
             if not self._reaped:
-                processes.signal_group(self.pid, signal.SIGTERM)
+                process_tree.signal_group(self.pid, signal.SIGTERM)
 
     def _sweep(self) -> None:
         left = self._family.kill()
@@ -185,7 +187,7 @@ class Job:
                 self.pid,
             )
 
-    def _is_member(self) -> processes.Predicate:
-        marked = processes.with_variable(launching.JOB_ID_VARIABLE, self._job_id)
-        in_session = processes.in_session(self.pid)
+    def _is_member(self) -> process_tree.Predicate:
+        marked = process_tree.with_variable(launching.JOB_ID_VARIABLE, self._job_id)
+        in_session = process_tree.in_session(self.pid)
         return lambda process: in_session(process) or marked(process)

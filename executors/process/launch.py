@@ -11,9 +11,10 @@ from pathlib import Path
 
 from executors import errors
 from executors.process import configuration as configurations
-from executors.process import marks, protocol
+from executors.process.cleanup import job_marks
+from executors.process.engine_control import protocol
 
-JOB_ID_VARIABLE = marks.JOB_ID_VARIABLE
+JOB_ID_VARIABLE = job_marks.JOB_ID_VARIABLE
 
 # What is set for the dispatcher itself: broker and backend URLs hold a password.
 OWN_PREFIXES = ("CELERY_", "DISPATCHER_", "FLOWER_")
@@ -21,13 +22,17 @@ OWN_PREFIXES = ("CELERY_", "DISPATCHER_", "FLOWER_")
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of one job. The environment may hold secrets and is in no repr."""
+    """One start of one job. The environment may hold secrets and is in no repr.
+
+    ``kills_escaped`` has what the flow moved out of its process group end with it, however it ends.
+    """
 
     job_id: str
     argv: tuple[str, ...]
     directory: Path
     environment: Mapping[str, str] = field(repr=False)
     stream_output: bool = True
+    kills_escaped: bool = False
 
     @property
     def is_engine(self) -> bool:

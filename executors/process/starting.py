@@ -11,8 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.process import cold, fingerprint, jobs, modes, protocol, warm, wire
+from executors.process import jobs, start_modes
 from executors.process import launch as launching
+from executors.process.cold import cold_process
+from executors.process.engine_control import protocol
+from executors.process.fork_server import wire
+from executors.process.warm import fingerprint, warm_process
 
 # Set by the worker for its pool children; neither ever reaches a job.
 MODE_VARIABLE = "DISPATCHER_START"
@@ -41,7 +45,7 @@ class Plan:
 
 def plan_start(
     *,
-    mode: modes.Mode,
+    mode: start_modes.Mode,
     served: bool,
     is_default_command: bool,
     has_settings_file: bool,
@@ -76,7 +80,7 @@ class Starts:
 
     @contextlib.contextmanager
     def started(
-        self, launch: launching.Launch, mode: modes.Mode | None, *, fresh_directory: bool
+        self, launch: launching.Launch, mode: start_modes.Mode | None, *, fresh_directory: bool
     ) -> Iterator[jobs.Process]:
         """Start a job. Raises LaunchError.
 
@@ -91,11 +95,11 @@ class Starts:
         reason = "no fork server has its settings yet" if plan.warm else plan.reason
         logger.debug("Job %s is started cold: %s", launch.job_id, reason)
         directory = self._directory
-        with warm.guarded(launch.job_id, directory / GUARD if directory else None):
-            yield cold.start(launch)
+        with warm_process.guarded(launch.job_id, directory / GUARD if directory else None):
+            yield cold_process.start(launch)
 
     def plan(
-        self, launch: launching.Launch, mode: modes.Mode | None, *, fresh_directory: bool
+        self, launch: launching.Launch, mode: start_modes.Mode | None, *, fresh_directory: bool
     ) -> Plan:
         """Decide how to start a job; ``mode`` is what the job itself says."""
         return plan_start(
@@ -109,8 +113,8 @@ class Starts:
         )
 
     def start_warm(
-        self, launch: launching.Launch, mode: modes.Mode | None
-    ) -> warm.WarmProcess | None:
+        self, launch: launching.Launch, mode: start_modes.Mode | None
+    ) -> warm_process.WarmProcess | None:
         """Start a job as a fork; ``None`` if no fork server for its settings is there (yet).
 
         One is asked for then. Raises LaunchError.
@@ -123,8 +127,8 @@ class Starts:
         asked = False
         while True:
             try:
-                return warm.start(launch, server)
-            except warm.NotServedError as error:
+                return warm_process.start(launch, server)
+            except warm_process.NotServedError as error:
                 if not asked:
                     logger.debug("No fork server for job %s: %s", launch.job_id, error)
                     self._ask_for(name, launch.environment, urgent=insists)
@@ -137,8 +141,8 @@ class Starts:
         return None
 
     @property
-    def _mode(self) -> modes.Mode:
-        return modes.parse(self._environ.get(MODE_VARIABLE)) or "auto"
+    def _mode(self) -> start_modes.Mode:
+        return start_modes.parse(self._environ.get(MODE_VARIABLE)) or "auto"
 
     @property
     def _directory(self) -> Path | None:

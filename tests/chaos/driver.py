@@ -28,12 +28,20 @@ from typing import Any
 
 import psutil
 
-from tests import waiting
+from tests import clocks, waiting
 from tests.chaos import faults, invariants, pauses, records, workload
 from tests.chaos import world as worlds
 
 CACHE = Path(__file__).parents[2] / ".pytest_cache" / "d" / "prefect"
 TICK_SECONDS = 0.05
+# How many seconds the clocks of some workers are fast.
+SKEWS: tuple[dict[str, int], ...] = (
+    {},
+    {"control": 300},
+    {"control": -300},
+    {"runs-1": 300},
+    {"runs-1": -300},
+)
 START_VARIABLE = "DISPATCHER_START"
 STARTS = ("auto", "warm", "cold")
 
@@ -211,6 +219,7 @@ def run(profile: Profile, *, seed: int, directory: Path, cache: Path = CACHE) ->
 def _run(profile: Profile, report: Report, directory: Path, cache: Path) -> None:
     dice = random.Random(report.seed)
     on_shutdown = dice.choice(["crash", "reschedule"])
+    skews = dice.choice(SKEWS) if clocks.FAKETIME.exists() else {}
     cache.mkdir(parents=True, exist_ok=True)
     with worlds.World(
         directory,
@@ -219,6 +228,7 @@ def _run(profile: Profile, report: Report, directory: Path, cache: Path) -> None
         on_shutdown=on_shutdown,
         start=profile.start,
         hosts=profile.hosts,
+        skews=skews,
     ) as world:
         with workload.Workload(
             world,
@@ -231,6 +241,8 @@ def _run(profile: Profile, report: Report, directory: Path, cache: Path) -> None
             runs.submit_no_more()
             report.settled_after = _settle(world, runs, profile.settle_seconds)
         report.injected = injector.injected
+        report.injected.update(runs.interferences)
+        report.injected.update({f"clock of {name} {off:+d} s": 1 for name, off in skews.items()})
         report.found = runs.results()
         report.felt = world.pauses
         broken = invariants.violations(report.found, gentle=profile.gentle, felt=world.pauses)

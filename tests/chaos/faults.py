@@ -12,7 +12,7 @@ from uuid import UUID
 import psutil
 import redis
 
-from dispatcher import tasks
+from dispatcher.celery_app import tasks
 from tests import faulty_proxy
 from tests.chaos import pauses
 from tests.chaos import world as worlds

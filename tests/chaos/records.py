@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 from dispatcher import errors
-from dispatcher.api import retry, schemas
+from dispatcher.prefect_api import retry, schemas
 from dispatcher.testing import prefect_objects
-from tests.chaos import records
+from tests.chaos import meddling, records
 from tests.chaos import world as worlds
 
 FLOWS = Path(__file__).parent / "flows"
@@ -27,16 +28,20 @@ ROOT = Path(__file__).parents[2]
 # Who waits for a server that is away does not see to the other runs.
 HASTY = retry.RetryPolicy(max_attempts=3, budget_seconds=3.0)
 LOOK_SECONDS = 0.5
+CHUNK = 100
 REST_SECONDS = 1.0  # after a request that failed
 
-Interference = Literal["cancel-running", "cancel-soon", "delete-running"]
+Interference = Literal["cancel-running", "cancel-soon", "delete-running", "meddle", "resume"]
+# A run whose pool has been deleted before it was started will never be.
+MEDDLE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of run, and how often it comes in comparison.
 
-    ``arguments`` are the stand-in engine's; with ``flow`` it is Prefect's own.
+    ``arguments`` are the stand-in engine's; with ``flow`` it is Prefect's own, whose ``child`` is
+    the kind of run that it starts.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Kind:
     infra_retries: int | None = None
     concurrency_limit: int | None = None
     interference: Interference | None = None
+    child: str = ""
 
     @property
     def leaves_escapee(self) -> bool:
@@ -56,7 +62,7 @@ class Kind:
     @property
     def ends(self) -> str:
         """The type of the state that it ends in unless it is hit; empty if that is open."""
-        if self.interference is not None:
+        if self.interference is not None or self.child:
             return ""
         if "--end" not in self.arguments:
             return "COMPLETED"
@@ -85,6 +91,19 @@ KINDS = (
         interference="cancel-running",
     ),
     Kind("deleted", 2, "--seconds 60", interference="delete-running"),
+    Kind("meddled with", 5, "--seconds 60", interference="meddle"),
+    Kind("meddled with, escapee", 2, "--seconds 60 --escapee", interference="meddle"),
+    Kind("meddled with, opted in", 2, "--seconds 60", infra_retries=3, interference="meddle"),
+    Kind("flow, paused", 2, flow="pauses", seconds=0.5, interference="resume"),
+    Kind(
+        "flow, paused, opted in",
+        1,
+        flow="pauses",
+        seconds=0.5,
+        infra_retries=3,
+        interference="resume",
+    ),
+    Kind("flow, parent", 2, flow="starts_child", seconds=30.0, child="short"),
     Kind("flow", 2, flow="works", seconds=0.5),
     Kind("flow, opted in", 1, flow="works", seconds=4.0, infra_retries=3),
     Kind("flow, retried", 1, flow="works_at_second_try", seconds=0.5),
@@ -106,16 +125,22 @@ UNFINISHED = [
     schemas.StateType.PENDING,
     schemas.StateType.RUNNING,
     schemas.StateType.CANCELLING,
+    schemas.StateType.PAUSED,
 ]
 
 
 @dataclass
 class Submitted:
-    """A run that is not over, and when it is to be interfered with."""
+    """A run that is not over, and when it is to be interfered with.
+
+    ``target`` is what users may still meddle with.
+    """
 
     run_id: UUID
     kind: Kind
     due: float | None
+    target: meddling.Target | None = None
+    begun: bool = False
 
 
 class Workload:
@@ -147,7 +172,8 @@ class Workload:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="workload")
         self.deleted: dict[UUID, Kind] = {}
-        self.interferences = 0
+        self.interferences: Counter[str] = Counter()
+        self._targets: dict[UUID, Kind] = {}
 
     def __enter__(self) -> Workload:
         for kind in self._kinds:
@@ -169,18 +195,21 @@ class Workload:
         """Whether every run has ended, also one whose submission was not answered."""
         if self._open:
             return False
-        pool, client = self._world.stack.pool, self._world.objects.client
-        unfinished = schemas.FlowRunFilter(work_pool_names=[pool], state_types=UNFINISHED)
+        pools, client = self._world.stack.pools, self._world.objects.client
+        unfinished = schemas.FlowRunFilter(work_pool_names=pools, state_types=UNFINISHED)
         return not client.read_flow_runs(unfinished)
 
     def results(self) -> list[records.Record]:
         """All that is known of every run, also of those whose submission was not answered."""
-        kinds = {deployment.id: name for name, deployment in self._deployments.items()}
         by_name = {kind.name: kind for kind in KINDS}
+        kinds = {deployment.id: by_name[name] for name, deployment in self._deployments.items()}
         found = []
         for run in self._all_runs():
-            assert run.deployment_id is not None
-            kind = by_name[kinds[run.deployment_id]]
+            kind = self._targets.get(run.id)
+            if kind is None:
+                # Of a submission that was not answered, the deployment alone tells the kind.
+                assert run.deployment_id is not None
+                kind = kinds.get(run.deployment_id) or self._targets[run.deployment_id]
             history = records.in_order(self._world.objects.states(run.id), run.state)
             found.append(self._record(run.id, kind, history))
         return found + [self._record(run_id, kind, ()) for run_id, kind in self.deleted.items()]
@@ -198,14 +227,21 @@ class Workload:
         )
 
     def _all_runs(self) -> Iterator[schemas.FlowRun]:
-        wanted = schemas.FlowRunFilter(work_pool_names=[self._world.stack.pool])
-        offset = 0
-        while page := self._world.objects.client.read_flow_runs(wanted, offset=offset):
-            yield from page
-            offset += len(page)
+        seen: set[UUID] = set()
+        of_pools = schemas.FlowRunFilter(work_pool_names=self._world.stack.pools)
+        known = [run_id for run_id in self._targets if run_id not in self.deleted]
+        chunks = [known[at : at + CHUNK] for at in range(0, len(known), CHUNK)]
+        for wanted in (of_pools, *(schemas.FlowRunFilter(ids=chunk) for chunk in chunks)):
+            offset = 0
+            while page := self._world.objects.client.read_flow_runs(wanted, offset=offset):
+                yield from (run for run in page if run.id not in seen)
+                seen.update(run.id for run in page)
+                offset += len(page)
 
-    def _deploy(self, kind: Kind) -> schemas.Deployment:
+    def _deploy(self, kind: Kind, **values: Any) -> schemas.Deployment:
         environment = {worlds.MARKS_VARIABLE: str(self._world.marks), "PYTHONPATH": str(ROOT)}
+        if self._world.skews:
+            environment["LD_PRELOAD"] = ""
         variables: dict[str, Any] = {"env": environment}
         if not kind.flow:
             command = shlex.join([sys.executable, "-S", str(ENGINE)])
@@ -213,7 +249,7 @@ class Workload:
             variables["command"] = f"{command} {known} {kind.arguments}"
         if kind.infra_retries is not None:
             variables["infra_retries"] = kind.infra_retries
-        values: dict[str, Any] = {"path": str(FLOWS), "job_variables": variables}
+        values |= {"path": str(FLOWS), "job_variables": variables}
         if kind.concurrency_limit is not None:
             values["concurrency_limit"] = kind.concurrency_limit
         return self._world.stack.deployment(kind.flow, file="sample.py", **values)
@@ -240,39 +276,91 @@ class Workload:
     def _forget_ended(self, objects: prefect_objects.PrefectObjects) -> None:
         if not self._open:
             return
-        runs = objects.client.read_flow_runs(schemas.FlowRunFilter(ids=list(self._open)))
+        asked = list(self._open)
+        runs = objects.client.read_flow_runs(schemas.FlowRunFilter(ids=asked))
         for run in runs:
             if run.state is not None and run.state.is_terminal and not run.state.is_cancelling:
                 self._open.pop(run.id)
+        # Prefect deletes a deployment's Scheduled runs with it, such as one that was put back.
+        for run_id in set(self._open).intersection(asked).difference(run.id for run in runs):
+            self.deleted[run_id] = self._open.pop(run_id).kind
 
     def _submit(self, objects: prefect_objects.PrefectObjects) -> None:
         engines = sum(bool(each.kind.flow) for each in self._open.values())
         busy = engines >= self._engines_at_once
         kinds = [kind for kind in self._kinds if not (busy and kind.flow)]
         [kind] = self._dice.choices(kinds, [kind.weight for kind in kinds])
-        parameters = {"seconds": kind.seconds} if kind.flow else {}
+        if kind.interference == "meddle":
+            # Its pool may have been deleted a moment ago.
+            with contextlib.suppress(errors.ObjectNotFound):
+                self._submit_own(objects, kind)
+            return
+        parameters: dict[str, Any] = {"seconds": kind.seconds} if kind.flow else {}
+        if kind.child:
+            parameters["deployment"] = str(self._deployments[kind.child].id)
         due = None
         if kind.interference == "cancel-soon":
             due = self._monotonic() + self._dice.uniform(0.0, 4.0)
         run = objects.run(self._deployments[kind.name], parameters=parameters)
-        self._open[run.id] = Submitted(run.id, kind, due)
+        self._open[run.id] = Submitted(run.id, kind, due, begun=due is not None)
+
+    def _submit_own(self, objects: prefect_objects.PrefectObjects, kind: Kind) -> None:
+        """Submit a run with a queue and a deployment of its own."""
+        pool = self._dice.choice(self._world.stack.pools)
+        queue = objects.queue(pool).name
+        deployment = self._deploy(kind, pool=pool, work_queue_name=queue)
+        self._targets[deployment.id] = kind
+        target = meddling.Target(pool, queue, deployment, self._world.elsewhere)
+        run = objects.run(deployment)
+        self._targets[run.id] = kind
+        due = self._monotonic() + MEDDLE_SECONDS
+        self._open[run.id] = Submitted(run.id, kind, due, target)
 
     def _interfere(self, objects: prefect_objects.PrefectObjects, submitted: Submitted) -> None:
         kind = submitted.kind
         if kind.interference is None:
             return
-        if submitted.due is None:
-            if (self._world.marks / str(submitted.run_id)).exists():
-                submitted.due = self._monotonic() + self._dice.uniform(0.0, 3.0)
-        elif self._monotonic() > submitted.due:
+        if not submitted.begun and (self._world.marks / str(submitted.run_id)).exists():
+            submitted.begun = True
+            submitted.due = self._monotonic() + self._dice.uniform(0.0, 3.0)
+        if submitted.due is not None and self._monotonic() > submitted.due:
+            self._act(objects, submitted)
+
+    def _act(self, objects: prefect_objects.PrefectObjects, submitted: Submitted) -> None:
+        if submitted.kind.interference == "resume":
+            self._resume(objects, submitted)
+        elif submitted.target is not None:
+            self._meddle(objects, submitted, submitted.target)
+        else:
             self._cancel_or_delete(objects, submitted)
+
+    def _resume(self, objects: prefect_objects.PrefectObjects, submitted: Submitted) -> None:
+        # Again, since it may be paused anew by another execution.
+        submitted.due = self._monotonic() + 3.0
+        self.interferences["resume"] += 1
+        names = {"id": str(submitted.run_id)}
+        objects.client.transport.request("POST", "/flow_runs/{id}/resume", names=names, json={})
+
+    def _meddle(
+        self,
+        objects: prefect_objects.PrefectObjects,
+        submitted: Submitted,
+        target: meddling.Target,
+    ) -> None:
+        is_doomed = target.pool != self._world.stack.pool
+        choices = (*meddling.IN_POOL, *([meddling.delete_pool] * 2 if is_doomed else []))
+        meddle = self._dice.choice(choices)
+        meddle(objects, target)
+        self.interferences[meddle.__name__.replace("_", " ")] += 1
+        submitted.target = None
+        submitted.due = self._monotonic() + self._dice.uniform(0.0, 3.0)
 
     def _cancel_or_delete(
         self, objects: prefect_objects.PrefectObjects, submitted: Submitted
     ) -> None:
         # Repeated if the answer is lost, and if the run is put back meanwhile.
         submitted.due = self._monotonic() + 10.0
-        self.interferences += 1
+        self.interferences[str(submitted.kind.interference)] += 1
         if submitted.kind.interference != "delete-running":
             objects.propose(submitted.run_id, schemas.StateType.CANCELLING)
             return

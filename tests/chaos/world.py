@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import psutil
 
-from dispatcher import tasks
-from dispatcher.api import client, retry, transport
+from dispatcher.celery_app import tasks
+from dispatcher.prefect_api import client, retry, transport
 from dispatcher.testing import prefect_objects
-from tests import faulty_proxy, redis_server, stack
+from tests import clocks, faulty_proxy, redis_server, stack
 from tests import prefect_server as prefect_servers
 from tests.chaos import pauses
 
@@ -28,6 +28,8 @@ SETTINGS = {
     "DISPATCHER_RECOVER_INTERVAL": "1",
     "DISPATCHER_LEASE_SECONDS": str(LEASE_SECONDS),
     "DISPATCHER_GRACE_SECONDS": str(GRACE_SECONDS),
+    # A pool that was deleted is made again by then.
+    "DISPATCHER_HEARTBEAT_INTERVAL": "3",
 }
 # After a Redis that was away or lost its data, recovery waits for a whole lease again.
 REDIS_AFTERMATH_SECONDS = 13.0
@@ -63,6 +65,11 @@ class Position:
         """Who fills it now."""
         return self.incarnations[-1]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is filled by a worker that has started, and no fault is at work on it."""
+        return not self.busy and self.process.is_running and " ready." in self.process.text()
+
     def pool_children(self) -> list[psutil.Process]:
         """The worker's processes that execute tasks."""
         with contextlib.suppress(psutil.Error):
@@ -82,7 +89,9 @@ class World:
     """Starts everything; a context manager that ends it all and finds what is left behind.
 
     The dispatcher speaks to Prefect through a proxy that can fail; its jobs do so directly. With
-    ``hosts`` each worker believes to be on a host of its own.
+    ``hosts`` each worker believes to be on a host of its own, and in ``skews`` some workers have
+    clocks that are so many seconds fast. The second pool is one that may be deleted, and
+    ``elsewhere`` one that is not served.
     """
 
     def __init__(
@@ -94,9 +103,11 @@ class World:
         on_shutdown: str,
         start: str,
         hosts: bool,
+        skews: Mapping[str, int],
     ) -> None:
         self.directory = directory
         self.hosts = hosts
+        self.skews = skews
         self.start = start
         self.marks = directory / "marks"
         self.marks.mkdir()
@@ -151,14 +162,12 @@ class World:
         if self._unattended is None and all(
             each.busy for each in self.positions if each.serves_control
         ):
-            self._unattended = self._pause("control")
+            # Nobody may have seen the ledger meanwhile, which recovery takes for an outage of it.
+            self._unattended = self._pause("control", aftermath=REDIS_AFTERMATH_SECONDS)
 
     def release(self, position: Position) -> None:
         """Note that a position is itself again."""
         position.busy = False
-        if position.serves_control and self._unattended is not None:
-            self._unattended.end()
-            self._unattended = None
 
     def _pause(self, what: str, *, aftermath: float = 0.0) -> pauses.Pause:
         pause = pauses.Pause(what, aftermath)
@@ -172,11 +181,16 @@ class World:
             self.prefect = exits.enter_context(self._new_prefect())
             self.proxy = exits.enter_context(faulty_proxy.FaultyProxy(self.prefect.api_url))
             self.objects = exits.enter_context(self.new_objects(retry.RetryPolicy()))
-            self.stack = stack.Stack(self._site(), api_url=self.proxy.api_url, **self._settings)
+            names = (prefect_objects.new_name("pool"), prefect_objects.new_name("doomed"))
+            self.stack = stack.Stack(
+                self._site(), *names, api_url=self.proxy.api_url, **self._settings
+            )
             exits.callback(self.stack.stop)
+            self.elsewhere = self.objects.pool().name
             for position in self.positions:
                 self.fill(position)
-            self.stack.wait_until_served(self.stack.pool)
+            for pool in self.stack.pools:
+                self.stack.wait_until_served(pool)
             self._exit = exits.pop_all()
         return self
 
@@ -202,6 +216,10 @@ class World:
         environment = dict(self.stack.environment)
         if self.hosts and position.is_worker:
             environment |= {"CHAOS_HOST": f"host-{position.name}", "PYTHONPATH": str(HOSTS)}
+        if position.name in self.skews:
+            # Forks of a server would have its clock, and the marks of jobs are compared by time.
+            environment |= clocks.wrong_clock(self.skews[position.name])
+            environment |= {"DISPATCHER_START": "cold"}
         name = f"{position.name}.{len(position.incarnations)}"
         process = stack.CeleryProcess(name, arguments, environment, self.stack.directory)
         self.stack.processes.append(process)
@@ -220,6 +238,10 @@ class World:
         for position in self.positions:
             if not position.busy:
                 self.refill(position)
+        control = [each for each in self.positions if each.serves_control]
+        if self._unattended is not None and any(each.is_ready for each in control):
+            self._unattended.end()
+            self._unattended = None
 
     @property
     def workers(self) -> list[Position]:

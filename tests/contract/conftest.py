@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher.api import client, schemas, transport
+from dispatcher.prefect_api import client, schemas, transport
 from dispatcher.testing import prefect_api, prefect_objects
 from tests import prefect_server as prefect_servers
 

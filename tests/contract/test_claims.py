@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent import futures
 from uuid import UUID, uuid4
 
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import OrchestrationStatus, StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import OrchestrationStatus, StateType
 from dispatcher.testing import prefect_objects
 
 CLAIMANTS = 10

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import OrchestrationStatus, StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import OrchestrationStatus, StateType
 from dispatcher.testing import prefect_objects
 
 REACHED = "Deployment concurrency limit reached."

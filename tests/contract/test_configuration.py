@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas
+from dispatcher.prefect_api import client, schemas
 from dispatcher.testing import prefect_objects
 
 

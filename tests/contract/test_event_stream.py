@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, event_stream, schemas, transport
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api import client, event_stream, schemas, transport
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing import prefect_api, prefect_objects
 from tests import prefect_server as prefect_servers
 from tests import waiting
@@ -47,6 +47,22 @@ def test_a_real_server_tells_of_due_and_cancelling_runs_of_the_pools_asked_for(
         server_objects.propose(run.id, StateType.CANCELLING)
         assert heard(stream) == (CANCELLING, of(run.id))
         assert stream.receive(0.1) is None
+
+
+def test_a_real_server_tells_of_a_cancel_whatever_became_of_the_runs_pool(
+    prefect_server: prefect_servers.PrefectServer, server_objects: prefect_objects.PrefectObjects
+) -> None:
+    pool = server_objects.pool()
+    run = server_objects.run(server_objects.deployment(pool.name))
+    server_objects.propose(run.id, StateType.RUNNING)
+    delete = server_objects.client.transport.request
+    delete("DELETE", "/work_pools/{name}", names={"name": pool.name})
+    api = transport.Transport(prefect_server.api_url)
+    with event_stream.open_stream(api, names=[CANCELLING], resource_ids=[]) as stream:
+        server_objects.propose(run.id, StateType.CANCELLING)
+        assert waiting.wait_for(
+            lambda: heard(stream) == (CANCELLING, of(run.id)), seconds=SECONDS, what="its cancel"
+        )
 
 
 @pytest.fixture

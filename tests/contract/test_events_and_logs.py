@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from dispatcher import events, logs, outbox
-from dispatcher.api import client, schemas
+from dispatcher.prefect_api import client, schemas
+from dispatcher.reporting import outbox, run_logs, worker_events
 from dispatcher.testing import prefect_objects
 from executors import configuration
 from tests import waiting
@@ -27,19 +27,19 @@ def worker_name() -> str:
 
 @pytest.fixture
 def resource_id(worker_name: str) -> str:
-    return f"prefect.worker.process.{events.slugify(worker_name)}"
+    return f"prefect.worker.process.{worker_events.slugify(worker_name)}"
 
 
 @pytest.fixture
 def box(prefect: client.PrefectClient) -> Iterator[outbox.Outbox[schemas.Event]]:
-    made = events.new_outbox(prefect)
+    made = worker_events.new_outbox(prefect)
     yield made
     assert made.close(ARRIVAL_SECONDS)
 
 
 @pytest.fixture
-def worker(box: outbox.Outbox[schemas.Event], worker_name: str) -> events.WorkerEvents:
-    return events.WorkerEvents(box.put, worker_name=worker_name)
+def worker(box: outbox.Outbox[schemas.Event], worker_name: str) -> worker_events.WorkerEvents:
+    return worker_events.WorkerEvents(box.put, worker_name=worker_name)
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def attached(prefect: client.PrefectClient) -> Iterator[logging.Logger]:
     """A logger of the dispatcher whose lines reach their runs' pages."""
     ours = [logging.getLogger(name) for name in ("dispatcher", "executors")]
     before = [(each, each.level, list(each.handlers)) for each in ours]
-    box = logs.new_outbox(prefect)
-    logs.attach(box.put)
+    box = run_logs.new_outbox(prefect)
+    run_logs.attach(box.put)
     ours[0].setLevel(logging.INFO)
-    yield logging.getLogger("dispatcher.execution")
+    yield logging.getLogger("dispatcher.execution.claim_execution")
     assert box.close(ARRIVAL_SECONDS)
     for each, level, handlers in before:
         each.setLevel(level)
@@ -99,7 +99,7 @@ def related(event: Any, role: str) -> list[Any]:
 def test_a_worker_shows_its_start_and_its_end(
     prefect: client.PrefectClient,
     pool: schemas.WorkPool,
-    worker: events.WorkerEvents,
+    worker: worker_events.WorkerEvents,
     box: outbox.Outbox[schemas.Event],
     resource_id: str,
 ) -> None:
@@ -135,7 +135,7 @@ def job(
 
 def test_a_run_shows_what_became_of_its_job(
     prefect: client.PrefectClient,
-    worker: events.WorkerEvents,
+    worker: worker_events.WorkerEvents,
     box: outbox.Outbox[schemas.Event],
     job: tuple[schemas.WorkPool, configuration.BaseJobConfiguration],
     run: schemas.FlowRun,
@@ -160,7 +160,7 @@ def test_a_run_shows_what_became_of_its_job(
 def test_the_dispatchers_lines_are_in_the_runs_log(
     prefect: client.PrefectClient, run: schemas.FlowRun, attached: logging.Logger
 ) -> None:
-    with logs.bind_run(run.id, uuid4(), "my-pool"):
+    with run_logs.bind_run(run.id, uuid4(), "my-pool"):
         attached.info("Worker %r submitting flow run '%s'", "fleet", run.id)
         try:
             os.environ["NO_SUCH_BLOCK"]
@@ -186,7 +186,7 @@ def test_the_longest_line_and_odd_characters_are_taken(
     )
     record.flow_run_id = run.id
     handlers = logging.getLogger("dispatcher").handlers
-    (to_page,) = [each for each in handlers if isinstance(each, logs.FlowRunLogHandler)]
+    (to_page,) = [each for each in handlers if isinstance(each, run_logs.FlowRunLogHandler)]
     to_page.handle(record)
     attached.info("next", extra={"flow_run_id": run.id})
     longest, following = lines_of(prefect, run.id, count=2)

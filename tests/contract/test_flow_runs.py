@@ -7,8 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import FlowRunFilter, StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import FlowRunFilter, StateType
 from dispatcher.testing import prefect_objects
 
 

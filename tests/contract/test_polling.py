@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing import prefect_objects
 
 NOW = datetime.now(UTC)
@@ -245,3 +245,28 @@ def test_due_runs_can_be_asked_for_past_the_deployments_that_are_known(
     assert [run.id for run in found] == [sooner.id, later.id]
     assert [run.work_queue_id for run in found] == [pool.default_queue_id] * 2
     assert [run.state_type for run in found] == [StateType.SCHEDULED] * 2
+
+
+def test_late_runs_of_a_deployment_can_be_asked_for_and_skipped_in_one_go(
+    prefect: client.PrefectClient,
+    objects: prefect_objects.PrefectObjects,
+    pool: schemas.WorkPool,
+    deployment: schemas.Deployment,
+) -> None:
+    newest, middle, oldest = (objects.run(deployment, state=due(s)) for s in (-60, -120, -180))
+    objects.run(deployment, state=due(3600))
+    objects.run(objects.deployment(pool.name), state=due(-600))
+
+    wanted = schemas.FlowRunFilter(
+        state_types=[StateType.SCHEDULED], deployment_ids=[deployment.id], due_before=NOW
+    )
+    found = prefect.read_flow_runs(wanted, sort="EXPECTED_START_TIME_DESC")
+    assert [run.id for run in found] == [newest.id, middle.id, oldest.id]
+
+    skipped = schemas.StateProposal(type=StateType.CANCELLED, message="too late")
+    results = prefect.bulk_set_flow_run_state(
+        [middle.id, oldest.id], skipped, only_state_types=[StateType.SCHEDULED]
+    )
+    assert {result.status for result in results} == {schemas.OrchestrationStatus.ACCEPT}
+    assert prefect.read_flow_run(oldest.id).state_type is StateType.CANCELLED
+    assert prefect.read_flow_run(newest.id).state_type is StateType.SCHEDULED

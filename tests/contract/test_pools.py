@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas
+from dispatcher.prefect_api import client, schemas
 from dispatcher.testing import prefect_objects
 
 TEMPLATE = {

@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas, transport
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api import client, schemas, transport
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing import prefect_objects
 from tests import forking
 from tests import prefect_server as prefect_servers

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas, transport
+from dispatcher.prefect_api import client, schemas, transport
 from dispatcher.testing import prefect_objects
 
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api import client, schemas
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing import prefect_objects
 from tests import waiting
 

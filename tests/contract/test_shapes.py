@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.api import client
+from dispatcher.prefect_api import client
 from dispatcher.testing import prefect_api, prefect_objects
 
 

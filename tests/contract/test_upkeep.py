@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from dispatcher import errors
-from dispatcher.api import client, schemas, transport
-from dispatcher.api.schemas import OrchestrationStatus, StateType
+from dispatcher.prefect_api import client, schemas, transport
+from dispatcher.prefect_api.schemas import OrchestrationStatus, StateType
 from dispatcher.testing import prefect_objects
 
 QUEUE = "/work_pools/{pool}/queues/{queue}"

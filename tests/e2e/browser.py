@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -53,6 +54,10 @@ class Page:
         """Write into a field."""
         self.evaluate(f"document.querySelector({selector!r}).focus()")
         self._call("Input.insertText", text=text)
+
+    def picture(self, file: Path) -> None:
+        """Write what is seen to a PNG file."""
+        file.write_bytes(base64.b64decode(self._call("Page.captureScreenshot")["data"]))
 
     def _call(self, method: str, **parameters: Any) -> Any:
         self._last += 1

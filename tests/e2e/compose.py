@@ -16,8 +16,8 @@ from pathlib import Path
 import docker
 from docker.models.containers import Container
 
-from dispatcher.api import client as clients
-from dispatcher.api import schemas, transport
+from dispatcher.prefect_api import client as clients
+from dispatcher.prefect_api import schemas, transport
 from dispatcher.testing import prefect_objects
 from tests import waiting
 from tests.e2e import engine, sample_runs

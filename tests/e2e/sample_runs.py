@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dispatcher import errors
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import waiting
 

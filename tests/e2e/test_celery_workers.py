@@ -19,8 +19,8 @@ from docker.models.networks import Network
 from pytest_docker_tools import container, fxtr
 
 from dispatcher import errors
-from dispatcher.api import client as clients
-from dispatcher.api import schemas, transport
+from dispatcher.prefect_api import client as clients
+from dispatcher.prefect_api import schemas, transport
 from dispatcher.testing import prefect_objects
 from tests import waiting
 from tests.e2e import compose, engine, sample_runs

@@ -12,7 +12,7 @@ from typing import Any
 import docker as docker_py
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import executors
 from executors import base, docker, errors
 from executors.docker import configuration, containers

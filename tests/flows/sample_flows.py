@@ -13,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from prefect import flow
+from prefect import flow, pause_flow_run, suspend_flow_run
+from prefect.deployments import run_deployment
 
 LONG_SECONDS = 300
 
@@ -58,6 +60,11 @@ def completes(report: str) -> None:
 
 
 @flow
+def waits_for_child(report: str, deployment: str) -> None:
+    run_deployment(UUID(deployment), parameters={"report": report}, poll_interval=0.5)
+
+
+@flow
 def raises(report: str) -> None:
     raise ValueError("as the test wants it")
 
@@ -78,6 +85,17 @@ def waits(report: str) -> None:
     time.sleep(LONG_SECONDS)
 
 
+@flow
+def pauses(report: str) -> None:
+    note(report, f"running {os.getpid()}")
+    pause_flow_run(timeout=LONG_SECONDS)
+
+
+@flow
+def suspends(report: str) -> None:
+    suspend_flow_run(timeout=LONG_SECONDS)
+
+
 @flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])
 async def waits_async(report: str) -> None:
     import asyncio
@@ -91,6 +109,14 @@ def waits_with_children(report: str) -> None:
     subprocess.Popen([sys.executable, "-c", ESCAPEE, report])
     note(report, f"running {os.getpid()}")
     time.sleep(LONG_SECONDS)
+
+
+@flow
+def leaves_behind(report: str) -> None:
+    """Ends, but for a process that it has moved away."""
+    subprocess.Popen([sys.executable, "-c", ESCAPEE, report])
+    while not (Path(report).exists() and "escapee" in Path(report).read_text()):
+        time.sleep(0.05)
 
 
 @flow(on_cancellation=[note_cancellation], on_crashed=[note_crash])

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import psutil
 import pytest
 
-from dispatcher import tasks
-from dispatcher.api import schemas
+from dispatcher.celery_app import tasks
+from dispatcher.prefect_api import schemas
 from tests import light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dispatcher import tasks
-from dispatcher.api import schemas
+from dispatcher.celery_app import tasks
+from dispatcher.ledger import fleet
+from dispatcher.prefect_api import schemas
 from tests import stack as stacks
 from tests import waiting
 from tests.conftest import NewStack
@@ -45,9 +46,12 @@ def nobody_taking_runs(stack: stacks.Stack) -> Iterator[None]:
     # To this worker alone: add_consumer would make the other one take runs, too.
     answer: Any = {"destination": [stack.node("runs")], "reply": True, "limit": 1, "timeout": 10.0}
     assert control.cancel_consumer(tasks.RUNS_QUEUE, **answer)
+    # Runs are claimed for nobody else; this one seems to be there, and takes no message.
+    gone = stack.seem_to_have(slots=10)
     try:
         yield
     finally:
+        fleet.Fleet(stack.redis).leave(gone.key)
         assert control.add_consumer(tasks.RUNS_QUEUE, **answer)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import dispatcher
-from dispatcher import claims, draining, fleet, tasks
-from dispatcher.api import schemas
+from dispatcher.celery_app import tasks
+from dispatcher.ledger import claims, fleet
+from dispatcher.operations import drain as draining
+from dispatcher.prefect_api import schemas
 from tests import light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
@@ -50,31 +55,51 @@ def test_a_worker_whose_stop_takes_too_long_stops_its_runs(new_stack: NewStack) 
 # Two versions at once
 
 
+@dataclass(frozen=True)
+class OtherVersion:
+    """Where another version of the packages is; ``hue`` is what it says more in the ledger."""
+
+    directory: Path
+    number: str
+    hue: str | None
+
+
 @pytest.fixture(scope="module")
-def later_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the packages that says more in its reports, its messages and the ledger."""
+def later_version(tmp_path_factory: pytest.TempPathFactory) -> OtherVersion:
+    """A copy of the packages that says more in its reports, its messages and the ledger.
+
+    With ``OTHER_CHECKOUT`` set, the checkout of any other commit instead.
+    """
+    if other := os.environ.get("OTHER_CHECKOUT"):
+        return OtherVersion(Path(other), version_in(Path(other)), None)
     directory = tmp_path_factory.mktemp("later")
     ignored = shutil.ignore_patterns("__pycache__")
     for package in ("dispatcher", "executors"):
         shutil.copytree(ROOT / package, directory / package, ignore=ignored)
     changes = {
         "__init__.py": (f'"{dispatcher.__version__}"', f'"{LATER_VERSION}"'),
-        "fleet.py": (
+        "ledger/fleet.py": (
             "    draining: bool = False\n",
             "    draining: bool = False\n    hue: int = 7\n",
         ),
-        "messenger.py": (
+        "celery_app/messenger.py": (
             "task_id=str(claim.claim_id),",
             "task_id=str(claim.claim_id), kwargs={'hue': 7},",
         ),
-        "lua/open.lua": ("'stage', 'opened',", "'stage', 'opened', 'hue', '7',"),
+        "ledger/lua/open.lua": ("'stage', 'opened',", "'stage', 'opened', 'hue', '7',"),
     }
     for name, (now, later) in changes.items():
         file = directory / "dispatcher" / name
         text = file.read_text()
         assert text.count(now) == 1, name
         file.write_text(text.replace(now, later))
-    return directory
+    return OtherVersion(directory, LATER_VERSION, "7")
+
+
+def version_in(checkout: Path) -> str:
+    found = re.search(r'__version__ = "(.+)"', (checkout / "dispatcher/__init__.py").read_text())
+    assert found is not None
+    return found[1]
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +115,11 @@ def stack(new_stack: NewStack) -> Iterator[stacks.Stack]:
 
 
 def start_later(
-    stack: stacks.Stack, later_version: Path, name: str, *options: str
+    stack: stacks.Stack, later_version: OtherVersion, name: str, *options: str
 ) -> stacks.CeleryProcess:
     """Start a worker of the later version."""
     arguments = ["worker", "--loglevel", "INFO", "--hostname", stack.node(name), *options]
-    environment = {**stack.environment, "PYTHONPATH": str(later_version)}
+    environment = {**stack.environment, "PYTHONPATH": str(later_version.directory)}
     worker = stacks.CeleryProcess(name, arguments, environment, stack.directory)
     stack.processes.append(worker)
     worker.wait_for_text(" ready.")
@@ -117,7 +142,7 @@ def complete(stack: stacks.Stack, count: int) -> list[stacks.Run]:
 
 
 def test_a_fleet_is_upgraded_worker_by_worker_and_no_run_is_lost_or_doubled(
-    stack: stacks.Stack, later_version: Path
+    stack: stacks.Stack, later_version: OtherVersion
 ) -> None:
     old_control, old_runs = stack.processes
     gate = stack.directory / "gate"
@@ -132,11 +157,11 @@ def test_a_fleet_is_upgraded_worker_by_worker_and_no_run_is_lost_or_doubled(
     control = ("-Q", tasks.CONTROL_QUEUE, "-B", "-s", schedule, "--concurrency", "2")
     start_later(stack, later_version, "new-control", *control)
     versions = {node.name: node.version for node in fleet.Fleet(stack.redis).nodes()}
-    assert versions[stack.node("new-control")] == LATER_VERSION
+    assert versions[stack.node("new-control")] == later_version.number
     assert old_control.stop() == 0
     by_old = complete(stack, 4)
     assert {claim_of(stack, run).node for run in by_old} == {stack.node("old-runs")}
-    assert stack.redis.hget(f"{{dispatcher}}:claim:{by_old[0].id}", "hue") == "7"
+    assert stack.redis.hget(f"{{dispatcher}}:claim:{by_old[0].id}", "hue") == later_version.hue
     cancelled.cancel()
     assert cancelled.wait_for_end(seconds=CANCEL_SECONDS).type is State.CANCELLED
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import faulty_proxy
 from tests import stack as stacks
 from tests.conftest import NewStack

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import redis_server, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack

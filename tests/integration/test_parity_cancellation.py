@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import light_jobs, waiting
 from tests import stack as stacks

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import light_jobs
 from tests import stack as stacks
 from tests.conftest import NewStack

@@ -6,8 +6,9 @@ import signal
 
 import pytest
 
-from dispatcher import errors, tasks
-from dispatcher.api import schemas
+from dispatcher import errors
+from dispatcher.celery_app import tasks
+from dispatcher.prefect_api import schemas
 from tests import light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack

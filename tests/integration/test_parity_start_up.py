@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.api import client, schemas, transport
+from dispatcher.prefect_api import client, schemas, transport
 from dispatcher.testing import prefect_objects
 from executors import process
 from tests import light_jobs, redis_server

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dispatcher.api import client, schemas
+from dispatcher.prefect_api import client, schemas
 from dispatcher.testing import prefect_objects
 from tests import faulty_proxy, waiting
 from tests import stack as stacks

@@ -20,10 +20,11 @@ from typing import Any
 import psutil
 import pytest
 
-from dispatcher.api import client as clients
-from dispatcher.api import schemas
+from dispatcher.prefect_api import client as clients
+from dispatcher.prefect_api import schemas
 from executors import base
-from executors.process import ProcessExecutor, ProcessJobConfiguration, protocol, starting
+from executors.process import ProcessExecutor, ProcessJobConfiguration, starting
+from executors.process.engine_control import protocol
 from tests import prefect_server as prefect_servers
 from tests import waiting, warm
 
@@ -336,7 +337,7 @@ def test_the_engine_dies_with_its_launcher(new_run: NewRun, tmp_path: Path) -> N
 LAUNCHER = """
 import sys
 from pathlib import Path
-from executors.process import ProcessExecutor, ProcessJobConfiguration, protocol, starting
+from executors.process import ProcessExecutor, ProcessJobConfiguration
 
 configuration = ProcessJobConfiguration.model_validate_json(Path(sys.argv[1]).read_text())
 ProcessExecutor().run(None, configuration, print)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from dispatcher.api import schemas, transport
+from dispatcher.prefect_api import schemas, transport
 from tests import faulty_proxy, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack

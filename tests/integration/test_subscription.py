@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import stack as stacks
 from tests import waiting
 from tests.conftest import NewStack

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests.conftest import NewStack
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dispatcher.api import schemas
-from executors.process import nursery
+from dispatcher.prefect_api import schemas
+from executors.process.warm import fork_server_keeper
 from tests import stack as stacks
 from tests import waiting
 from tests.conftest import NewStack
@@ -22,7 +22,7 @@ START_SECONDS = 60.0
 def fork_servers(worker: stacks.CeleryProcess) -> list[psutil.Process]:
     """The children of a worker's main process that fork jobs."""
     children = psutil.Process(worker.pid).children()
-    return [child for child in children if str(nursery.PROGRAM) in child.cmdline()]
+    return [child for child in children if str(fork_server_keeper.PROGRAM) in child.cmdline()]
 
 
 def wait_until_warm(worker: stacks.CeleryProcess) -> psutil.Process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 from tests import stack as stacks
 from tests import waiting
 from tests.conftest import NewStack

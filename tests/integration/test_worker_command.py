@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dispatcher import tasks
-from dispatcher.api import client, schemas, transport
+from dispatcher.celery_app import tasks
+from dispatcher.prefect_api import client, schemas, transport
 from dispatcher.testing import prefect_objects
 from tests import prefect_server as prefect_servers
 from tests import redis_server

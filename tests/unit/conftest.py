@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis as redis_library
 
-from dispatcher import ledger
-from dispatcher.api import client
+from dispatcher.ledger import redis_ledger
+from dispatcher.prefect_api import client
 from dispatcher.testing import prefect_api, prefect_objects
 from tests import redis_server, valkey
 
@@ -44,9 +44,9 @@ def no_redis(tmp_path: Path) -> Iterator[redis_library.Redis]:
 
 
 @pytest.fixture
-def book(redis: redis_library.Redis) -> ledger.RedisLedger:
+def book(redis: redis_library.Redis) -> redis_ledger.RedisLedger:
     """An empty ledger."""
-    return ledger.RedisLedger(redis)
+    return redis_ledger.RedisLedger(redis)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
-from dispatcher import claims, planning
-from dispatcher.api import schemas
+from dispatcher import planning
+from dispatcher.ledger import claims
+from dispatcher.prefect_api import schemas
 from tests.unit import ledgers, values
 
 S = schemas.StateType

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from redis import Redis
 
-from dispatcher import claims, ledger
+from dispatcher.ledger import claims, keys, redis_ledger
 from dispatcher.testing import ledger as in_memory
 
 
@@ -30,13 +30,13 @@ class RedisKit:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self.book = ledger.RedisLedger(redis)
+        self.book = redis_ledger.RedisLedger(redis)
 
     def flush(self) -> None:
         self._redis.flushall()
 
     def pass_time(self, seconds: float) -> None:
-        for key in self._redis.scan_iter(f"{ledger.PREFIX}claim:*"):
+        for key in self._redis.scan_iter(f"{keys.PREFIX}claim:*"):
             _make_older(self._redis, key, seconds)
 
 
@@ -66,7 +66,7 @@ class InMemoryKit:
 
 def age(redis: Redis, flow_run_id: UUID, seconds: float) -> None:
     """Let one claim in Redis be so much older."""
-    _make_older(redis, f"{ledger.PREFIX}claim:{flow_run_id}", seconds)
+    _make_older(redis, f"{keys.PREFIX}claim:{flow_run_id}", seconds)
 
 
 def _make_older(redis: Redis, key: str, seconds: float) -> None:

@@ -10,20 +10,12 @@ from uuid import UUID, uuid4
 
 from redis import Redis
 
-from dispatcher import (
-    catalog,
-    claims,
-    events,
-    execution,
-    labels,
-    ledger,
-    planning,
-    preparation,
-    reporting,
-    stops,
-    wakeups,
-)
-from dispatcher.api import schemas
+from dispatcher import planning
+from dispatcher.execution import claim_execution, stop_requests, time_limits, wake_signals
+from dispatcher.ledger import claims, redis_ledger
+from dispatcher.prefect_api import catalog, schemas
+from dispatcher.preparation import job_preparation
+from dispatcher.reporting import run_labels, state_reporter, worker_events
 from dispatcher.testing import prefect_api, prefect_objects
 from executors import base, configuration
 
@@ -137,7 +129,7 @@ class Scene:
     hooks: dict[str, Callable[[], object]] = field(default_factory=dict)
     nudged: list[str] = field(default_factory=list)
     emitted: list[schemas.Event] = field(default_factory=list)
-    labelled: list[labels.RunLabels] = field(default_factory=list)
+    labelled: list[run_labels.RunLabels] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.quiet_api = self.prefect.client()
@@ -147,10 +139,13 @@ class Scene:
             POOL, type=TYPE, base_job_template=ScriptedExecutor.get_default_base_job_template()
         )
         self.deployment = self.objects.deployment(POOL)
-        self.book = ledger.RedisLedger(self.redis)
-        self.wakes = wakeups.Wakeups()
-        self.requests = stops.StopRequests(self.wakes.wake_all)
-        self.worker_events = events.WorkerEvents(self.emitted.append, worker_name=WORKER_NAME)
+        self.book = redis_ledger.RedisLedger(self.redis)
+        self.wakes = wake_signals.Wakeups()
+        self.limits = time_limits.TimeLimits(GRACE_SECONDS)
+        self.requests = stop_requests.StopRequests(self.wakes.wake_all)
+        self.worker_events = worker_events.WorkerEvents(
+            self.emitted.append, worker_name=WORKER_NAME
+        )
 
     def close(self) -> None:
         self.api.transport.close()
@@ -169,32 +164,35 @@ class Scene:
         assert self.book.accept(claim)
         return claim
 
-    def preparation(self) -> preparation.Preparation:
+    def preparation(self) -> job_preparation.Preparation:
         executors = {TYPE: self.script.executor()}
-        return preparation.Preparation(
+        return job_preparation.Preparation(
             api=self.api,
             known=catalog.Catalog(self.api),
             find_executor=executors.get,
             worker_name=WORKER_NAME,
+            pool_type=TYPE,
         )
 
-    def execution(self, **options: Any) -> execution.Execution:
+    def execution(self, **options: Any) -> claim_execution.Execution:
         values: dict[str, Any] = {
             "api": self.api,
             "book": self.book,
             "prepare": self.preparation(),
-            "reporter": reporting.Reporter(self.api),
+            "reporter": state_reporter.Reporter(self.api),
             "events": self.worker_events,
             "put_labels": self.labelled.append,
             "worker_name": WORKER_NAME,
             "wakes": self.wakes,
             "requests": self.requests,
+            "limits": self.limits,
             "nudge": self.nudged.append,
             "lease_seconds": LEASE_SECONDS,
             "grace_seconds": GRACE_SECONDS,
+            "infra_retries": 3,
             "reschedule_on_shutdown": False,
         }
-        return execution.Execution(**values | options)
+        return claim_execution.Execution(**values | options)
 
     def execute(self, claim: claims.NewClaim, **options: Any) -> str:
         return self.execution(**options).execute(claim, worker=WORKER)

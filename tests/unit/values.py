@@ -6,7 +6,7 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from dispatcher.api import schemas
+from dispatcher.prefect_api import schemas
 
 S = schemas.StateType
 Status = schemas.OrchestrationStatus
@@ -20,8 +20,11 @@ def state(type_: S, name: str = "", transition_id: UUID | None = None) -> schema
     return schemas.State(type=type_, name=name, state_details=details)
 
 
+RUN_VALUES: dict[str, object] = {"flow_id": UUID(int=8), "work_queue_id": UUID(int=7)}
+
+
 def flow_run(run_id: UUID = RUN, **values: object) -> schemas.FlowRun:
-    return schemas.FlowRun.model_validate({"id": run_id, "flow_id": UUID(int=8), **values})
+    return schemas.FlowRun.model_validate({**RUN_VALUES, "id": run_id, **values})
 
 
 def run_in(now: schemas.State | None, retry_type: str | None = None) -> schemas.FlowRun:
@@ -57,7 +60,10 @@ SCHEDULED = state(S.SCHEDULED, "Scheduled")
 RUNNING = state(S.RUNNING, "Running")
 COMPLETED = state(S.COMPLETED, "Completed")
 CRASHED = state(S.CRASHED, "Crashed")
-PAUSED = state(S.PAUSED, "Suspended")
+SUSPENDED = schemas.State(
+    type=S.PAUSED, name="Suspended", state_details=schemas.StateDetails(pause_reschedule=True)
+)
+PAUSED = state(S.PAUSED, "Paused")
 
 ANY_STATE = st.builds(
     state,

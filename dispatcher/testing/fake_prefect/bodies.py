@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing.fake_prefect import filters, records
 from dispatcher.testing.fake_prefect.strictness import Lenient, Strict
 
@@ -180,6 +180,15 @@ class DeploymentFlowRunCreate(Strict):
     job_variables: dict[str, Any] | None = Field(default_factory=dict)
     work_queue_name: str | None = None
     enforce_parameter_schema: bool | None = None
+    parent_task_run_id: UUID | None = None
+
+
+class TaskRunCreate(Strict):
+    """A task run to create."""
+
+    flow_run_id: UUID
+    task_key: str
+    dynamic_key: str
 
 
 class FlowRunCreate(DeploymentFlowRunCreate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -66,6 +67,7 @@ class FlowRunsPart(Strict):
     deployment_id: AnyOf | None = None
     work_queue_name: AnyOf | None = None
     next_scheduled_start_time: TimeFilter | None = None
+    parent_flow_run_id: AnyOf | None = None
 
     def admits(self, run: records.FlowRun) -> bool:
         """Whether the run fits every condition."""
@@ -106,6 +108,16 @@ class DeploymentsPart(Strict):
         return self.id is None or (identity is not None and self.id.admits(identity))
 
 
+class TaskRunsPart(Strict):
+    """Conditions on one of a run's task runs."""
+
+    id: AnyOf | None = None
+
+    def admits(self, identities: Collection[UUID]) -> bool:
+        """Whether one of them fits."""
+        return self.id is None or any(map(self.id.admits, identities))
+
+
 class FlowRunsFilter(Lenient):
     """Which runs to show, and how."""
 
@@ -113,6 +125,7 @@ class FlowRunsFilter(Lenient):
     work_pools: NamePart = Field(default_factory=NamePart)
     work_pool_queues: NamePart = Field(default_factory=NamePart)
     deployments: DeploymentsPart = Field(default_factory=DeploymentsPart)
+    task_runs: TaskRunsPart = Field(default_factory=TaskRunsPart)
     limit: int | None = None
     offset: int = Field(default=0, ge=0)
     sort: str = "ID_DESC"
@@ -125,6 +138,11 @@ class FlowRunsFilter(Lenient):
             and self.work_pool_queues.admits(run.work_queue_id, run.work_queue_name)
             and self.deployments.admits(run.deployment_id)
         )
+
+    def admits_family(self, parent: UUID | None, tasks: Collection[UUID]) -> bool:
+        """Whether the run that started it, and its tasks, fit."""
+        wanted = self.flow_runs.parent_flow_run_id
+        return (wanted is None or wanted.admits(parent)) and self.task_runs.admits(tasks)
 
 
 class Page(Lenient):

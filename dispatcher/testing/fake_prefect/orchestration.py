@@ -12,48 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from dispatcher.api.schemas import TERMINAL_STATES, OrchestrationStatus, StateType
+from dispatcher.prefect_api.schemas import TERMINAL_STATES, OrchestrationStatus, StateType
 from dispatcher.testing.fake_prefect import records
+from dispatcher.testing.fake_prefect.transitions import Transition, Verdict
 
 CONCURRENCY_SLOT_WAIT_SECONDS = 30
 
 ALL = frozenset(StateType)
 TERMINAL = TERMINAL_STATES
 SLOT_HOLDING = frozenset({StateType.PENDING, StateType.RUNNING, StateType.CANCELLING})
-
-
-@dataclass(frozen=True)
-class Slots:
-    """A deployment's concurrency limit; ``cancels_new`` tells what becomes of a run beyond it."""
-
-    limit: int
-    active: int
-    cancels_new: bool = False
-
-
-@dataclass(frozen=True)
-class Transition:
-    """A proposed state and all that a rule may look at; ``initial`` is the run's state."""
-
-    run: records.FlowRun
-    initial: records.State
-    proposed: records.State
-    now: datetime
-    deployment_exists: bool = True
-    slots: Slots | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What becomes of a proposal; ``state`` is what is written, ``None`` for nothing."""
-
-    status: OrchestrationStatus
-    state: records.State | None = None
-    reason: str | None = None
-    delay_seconds: int | None = None
-    takes_slot: bool = False
-    frees_slot: bool = False
-    policy: records.Policy | None = None
 
 
 Judge = Callable[[Transition], Verdict | None]

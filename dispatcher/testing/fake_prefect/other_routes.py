@@ -8,7 +8,7 @@ import json
 from typing import Any
 from uuid import UUID
 
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing.fake_prefect import (
     answers,
     bodies,

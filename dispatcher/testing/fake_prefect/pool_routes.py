@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from dispatcher.api.schemas import StateType
+from dispatcher.prefect_api.schemas import StateType
 from dispatcher.testing.fake_prefect import answers, bodies, filters, records
 
 NOT_READY, READY, PAUSED = "NOT_READY", "READY", "PAUSED"

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dispatcher.api.schemas import TERMINAL_STATES, StateType
+from dispatcher.prefect_api.schemas import TERMINAL_STATES, StateType
 
 
 class Record(BaseModel):
@@ -161,12 +161,21 @@ class Deployment(Record):
     enforce_parameter_schema: bool = True
 
 
+class TaskRun(Record):
+    """A task run of a flow run."""
+
+    flow_run_id: UUID
+    task_key: str
+    dynamic_key: str
+
+
 class FlowRun(Record):
     """A flow run; ``states`` is its history, oldest first."""
 
     name: str
     flow_id: UUID
     deployment_id: UUID | None = None
+    parent_task_run_id: UUID | None = None
     work_queue_id: UUID | None = None
     work_queue_name: str | None = None
     work_pool_id: UUID | None = None

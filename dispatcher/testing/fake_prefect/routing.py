@@ -38,6 +38,7 @@ _TABLE: dict[tuple[str, str], answers.Handler] = {
     ("POST", "/deployments/{id}/create_flow_run"): other_routes.create_deployment_run,
     ("GET", "/v2/concurrency_limits/deployment:{id}"): other_routes.read_concurrency_limit,
     ("PATCH", "/v2/concurrency_limits/deployment:{id}"): other_routes.update_concurrency_limit,
+    ("POST", "/task_runs/"): run_routes.create_task_run,
     ("POST", "/flow_runs/"): run_routes.create_run,
     ("POST", "/flow_runs/filter"): run_routes.list_runs,
     ("POST", "/flow_runs/count"): run_routes.count_runs,

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from dispatcher.api.schemas import OrchestrationStatus, StateType
+from dispatcher.prefect_api.schemas import OrchestrationStatus, StateType
 from dispatcher.testing.fake_prefect import (
     answers,
     bodies,
     filters,
-    orchestration,
     pool_routes,
     records,
     store,
+    transitions,
 )
 
 _SORTS: dict[str, Callable[[records.FlowRun], Any]] = {
@@ -67,7 +67,14 @@ def add_run(
     if known is not None:
         return answers.Answer(200, known.to_json())
     given = body.model_dump(
-        include={"parameters", "idempotency_key", "context", "empirical_policy", "tags"}
+        include={
+            "parameters",
+            "idempotency_key",
+            "context",
+            "empirical_policy",
+            "tags",
+            "parent_task_run_id",
+        }
     )
     run = request.store.new(
         records.FlowRun, **(given | {"job_variables": body.job_variables} | values), name=""
@@ -77,6 +84,13 @@ def add_run(
     _show_pool(request, run)
     request.store.propose(run, state.to_state(request.store.now()), force=True)
     return answers.Answer(201, run.to_json())
+
+
+def create_task_run(request: answers.Request) -> answers.Answer:
+    """``POST /task_runs/``."""
+    task = request.store.new(records.TaskRun, **request.body(bodies.TaskRunCreate).model_dump())
+    request.store.task_runs[task.id] = task
+    return answers.Answer(201, task.to_json())
 
 
 def read_run(request: answers.Request) -> answers.Answer:
@@ -158,7 +172,12 @@ def bulk_set_state(request: answers.Request) -> answers.Answer:
 
 def _matching(request: answers.Request, body: filters.FlowRunsFilter) -> list[records.FlowRun]:
     field, _, direction = body.sort.rpartition("_")
-    runs = [run for run in request.store.flow_runs.values() if body.admits(run)]
+    known = request.store
+    runs = [
+        run
+        for run in known.flow_runs.values()
+        if body.admits(run) and body.admits_family(known.parent_of(run), known.tasks_of(run))
+    ]
     return sorted(runs, key=_SORTS[field], reverse=direction == "DESC")
 
 
@@ -182,7 +201,7 @@ def _show_pool(request: answers.Request, run: records.FlowRun) -> None:
         run.work_pool_id, run.work_pool_name = queue.work_pool_id, queue.work_pool_name
 
 
-def _verdict_json(run: records.FlowRun, verdict: orchestration.Verdict) -> dict[str, Any]:
+def _verdict_json(run: records.FlowRun, verdict: transitions.Verdict) -> dict[str, Any]:
     details: dict[str, Any] = {"type": f"{verdict.status.value.lower()}_details"}
     if verdict.status is not OrchestrationStatus.ACCEPT:
         details["reason"] = verdict.reason

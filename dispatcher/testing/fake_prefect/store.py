@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
 
-from dispatcher.api.schemas import OrchestrationStatus, StateType
-from dispatcher.testing.fake_prefect import orchestration, records
+from dispatcher.prefect_api.schemas import OrchestrationStatus, StateType
+from dispatcher.testing.fake_prefect import orchestration, records, transitions
 
 T = TypeVar("T")
 R = TypeVar("R", bound=records.Record)
@@ -31,6 +31,7 @@ class Store:
         self.workers: dict[tuple[UUID, str], records.Worker] = {}
         self.deployments: dict[UUID, records.Deployment] = {}
         self.flow_runs: dict[UUID, records.FlowRun] = {}
+        self.task_runs: dict[UUID, records.TaskRun] = {}
         self.variables: dict[str, records.Variable] = {}
         self.block_types: dict[UUID, records.BlockType] = {}
         self.block_schemas: dict[UUID, records.BlockSchema] = {}
@@ -64,6 +65,15 @@ class Store:
         """The flow runs of one queue."""
         return (run for run in self.flow_runs.values() if run.work_queue_id == queue_id)
 
+    def parent_of(self, run: records.FlowRun) -> UUID | None:
+        """The flow run that has started a run, if one has."""
+        task = self.task_runs.get(run.parent_task_run_id) if run.parent_task_run_id else None
+        return task.flow_run_id if task is not None else None
+
+    def tasks_of(self, run: records.FlowRun) -> list[UUID]:
+        """The task runs of a flow run."""
+        return [task.id for task in self.task_runs.values() if task.flow_run_id == run.id]
+
     def remove_queue(self, queue: records.WorkQueue) -> None:
         """Delete a queue; its deployments and runs stay, without one."""
         del self.work_queues[queue.id]
@@ -82,11 +92,11 @@ class Store:
 
     def propose(
         self, run: records.FlowRun, proposed: records.State, *, force: bool = False
-    ) -> orchestration.Verdict:
+    ) -> transitions.Verdict:
         """Put a proposed state to the rules and do what they say."""
         initial = run.state
         if initial is None:
-            verdict = orchestration.Verdict(OrchestrationStatus.ACCEPT, proposed)
+            verdict = transitions.Verdict(OrchestrationStatus.ACCEPT, proposed)
         else:
             verdict = orchestration.decide(self._transition(run, initial, proposed), force=force)
         self._take_or_free_slot(run, verdict)
@@ -98,9 +108,9 @@ class Store:
 
     def _transition(
         self, run: records.FlowRun, initial: records.State, proposed: records.State
-    ) -> orchestration.Transition:
+    ) -> transitions.Transition:
         deployment = self.deployments.get(run.deployment_id) if run.deployment_id else None
-        return orchestration.Transition(
+        return transitions.Transition(
             run=run,
             initial=initial,
             proposed=proposed,
@@ -109,14 +119,14 @@ class Store:
             slots=_slots(deployment) if deployment else None,
         )
 
-    def _take_or_free_slot(self, run: records.FlowRun, verdict: orchestration.Verdict) -> None:
+    def _take_or_free_slot(self, run: records.FlowRun, verdict: transitions.Verdict) -> None:
         deployment = self.deployments.get(run.deployment_id) if run.deployment_id else None
         limit = deployment.global_concurrency_limit if deployment else None
         if limit is not None:
             change = int(verdict.takes_slot) - int(verdict.frees_slot)
             limit.active_slots = max(limit.active_slots + change, 0)
 
-    def _with_lease(self, verdict: orchestration.Verdict) -> records.State:
+    def _with_lease(self, verdict: transitions.Verdict) -> records.State:
         assert verdict.state is not None
         if not verdict.takes_slot:
             return verdict.state
@@ -138,12 +148,12 @@ def first(rows: Iterable[T]) -> T | None:
     return next(iter(rows), None)
 
 
-def _slots(deployment: records.Deployment) -> orchestration.Slots | None:
+def _slots(deployment: records.Deployment) -> transitions.Slots | None:
     limit = deployment.global_concurrency_limit
     if limit is None:
         return None
     options = deployment.concurrency_options or {}
-    return orchestration.Slots(
+    return transitions.Slots(
         limit=limit.limit,
         active=limit.active_slots,
         cancels_new=options.get("collision_strategy") == "CANCEL_NEW",

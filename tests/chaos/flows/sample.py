@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import flow
+import threading
+from uuid import UUID
+
+from prefect import flow, pause_flow_run
+from prefect.deployments import run_deployment
 
 from tests.chaos.flows import marks
 
@@ -31,4 +35,23 @@ def works_at_second_try(seconds: float) -> None:
     marks.live(seconds)
     if runtime.flow_run.run_count < 2:
         raise RuntimeError("as the test wants it")
+    marks.mark("end")
+
+
+@flow
+def pauses(seconds: float) -> None:
+    """Wait in its process for somebody to resume it."""
+    marks.mark("begin")
+    pause_flow_run(timeout=120, poll_interval=1)
+    marks.live(seconds)
+    marks.mark("end")
+
+
+@flow
+def starts_child(seconds: float, deployment: str) -> None:
+    """Wait for a run of another deployment, for so long at most."""
+    marks.mark("begin")
+    alive = threading.Thread(target=marks.live, args=(seconds,), daemon=True)
+    alive.start()
+    run_deployment(UUID(deployment), timeout=seconds, poll_interval=0.5)
     marks.mark("end")

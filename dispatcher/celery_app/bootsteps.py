@@ -1,0 +1,209 @@
+"""What a Celery worker does besides tasks: it checks itself and reports its slots."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+
+import executors
+from dispatcher import errors, services
+from dispatcher.celery_app import node_description, tasks, thread_pool
+from dispatcher.execution import node_services, stop_requests
+from dispatcher.ledger import fleet
+from dispatcher.operations import health
+from dispatcher.polling import subscription
+from dispatcher.prefect_api import api_connection, client, retry
+from dispatcher.reporting import worker_events
+
+# A worker that starts asks Prefect once, and is not kept from starting for longer than this.
+CREDENTIALS_TIMEOUT = 3.0  # seconds
+
+# A busy server may answer late by some seconds.
+CLOCK_TOLERANCE = 10.0  # seconds
+
+logger = logging.getLogger(__name__)
+
+
+def install(app: Celery, parts: services.Services) -> None:
+    """Add the steps to every worker of an app."""
+
+    class ServeHealth(bootsteps.StartStopStep):
+        """Answers health checks over HTTP, from before Redis is asked for anything."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def __init__(self, worker: Any, **_: Any) -> None:
+            super().__init__(worker)
+            check_size(worker)
+            check_credentials(parts)
+            self.enabled = parts.options.health_port is not None
+
+        def create(self, worker: Any) -> Any:
+            assert parts.options.health_port is not None
+            self._health = watch_health(worker, parts)
+            try:
+                return health.HealthServer(
+                    self._health, host=parts.options.health_host, port=parts.options.health_port
+                )
+            except errors.SettingsError as error:
+                sys.exit(f"dispatcher: {error}")
+
+        def stop(self, _parent: Any) -> None:
+            # It answers until the process ends, so that nobody ends it over the runs it finishes.
+            self._health.retire()
+
+    class JoinFleet(bootsteps.StartStopStep):
+        """Reports the worker's slots from the moment its pool is there."""
+
+        requires = (ServeHealth, "celery.worker.components:Pool")
+
+        def start(self, parent: Any) -> None:
+            def stop_consuming() -> None:
+                consumer = parent.consumer
+                consumer.call_soon(consumer.cancel_task_queue, tasks.RUNS_QUEUE)
+
+            thread_pool.make_resizable(parent.pool)
+            self._reporter = fleet.NodeReporter(
+                parts.fleet,
+                node_description.Describer(parent, parts.run_places),
+                on_drain=stop_consuming,
+                on_report=parts.observations.note,
+            )
+            self._reporter.start()
+            self._events = worker_events.NodeEvents(
+                parts.worker_events,
+                parts.catalog.pool,
+                parts.options.work_pools,
+                node=parent.hostname,
+            )
+            self._events.start()
+            self._subscriptions = listen(parent, parts)
+
+        def stop(self, _parent: Any) -> None:
+            # First in a warm shutdown: from here on no new run is meant for this worker.
+            stop_requests.StopTimeout(parts.options.stop_timeout).begin()
+            self._leave()
+
+        def terminate(self, _parent: Any) -> None:
+            self._leave()
+
+        def _leave(self) -> None:
+            self._reporter.stop()
+            stop_listening(self._subscriptions)
+            self._events.stop()
+
+    app.steps["worker"] |= {ServeHealth, JoinFleet, node_step(parts)}
+
+
+def node_step(parts: services.Services) -> type[bootsteps.StartStopStep]:
+    """Make the step for what executors need on a worker's node."""
+
+    class ServeNode(bootsteps.StartStopStep):
+        """Keeps it from before the pool's processes are there."""
+
+        requires = ("celery.worker.components:Timer",)
+
+        def __init__(self, worker: Any, **_: Any) -> None:
+            super().__init__(worker)
+            self.enabled = tasks.RUNS_QUEUE in node_description.queues_of(worker)
+
+        def create(self, _worker: Any) -> Any:
+            serve_node(parts)
+
+    return ServeNode
+
+
+def serve_node(parts: services.Services) -> None:
+    """Start what executors keep on this node, to be ended when the worker's pool has ended."""
+    api = hasty_api(parts)
+    services_of_node = node_services.NodeServices(
+        options=parts.options,
+        executor_types=executors.get_all_available_executor_types,
+        find_executor=executors.get_executor_class_from_type,
+        read_pool=api.read_work_pool,
+    )
+    try:
+        services_of_node.enter()
+    finally:
+        api.transport.close()
+    # Steps are stopped before the pool is; and a cold shutdown sends no signal.
+    signals.worker_shutdown.connect(lambda **_: services_of_node.leave(), weak=False)
+    atexit.register(services_of_node.leave)
+
+
+def watch_health(worker: Any, parts: services.Services) -> health.WorkerHealth:
+    """What a worker says of its own health."""
+    return health.WorkerHealth(
+        record=parts.polls,
+        workers=parts.fleet,
+        node_key=node_description.describe(worker).key,
+        pools=parts.options.work_pools,
+        poll_interval_seconds=parts.options.poll_interval,
+    )
+
+
+def listen(worker: Any, parts: services.Services) -> Sequence[subscription.Subscription]:
+    """Hear from Prefect what there is to do, in a worker that serves control work."""
+    if not node_description.serves_control(worker):
+        return ()
+    for each in parts.subscriptions:
+        each.start()
+    return parts.subscriptions
+
+
+def stop_listening(subscriptions: Sequence[subscription.Subscription]) -> None:
+    """Leave it to another worker; may be called again."""
+    for each in subscriptions:
+        each.stop()
+
+
+def check_size(worker: Any) -> None:
+    """Refuse a worker whose runs could keep control work, and with it their own end, waiting."""
+    try:
+        node_description.describe(worker)
+    except ValueError as error:
+        sys.exit(f"dispatcher: {error}")
+
+
+def check_credentials(parts: services.Services) -> None:
+    """Refuse a worker whose credentials Prefect refuses: it could do nothing, whatever it waits.
+
+    A Prefect API that is away is none of the worker's faults; its tasks find it when it is back.
+    """
+    api = hasty_api(parts)
+    try:
+        with contextlib.suppress(errors.ObjectNotFound):
+            api.read_work_pool(parts.options.work_pools[0])
+        check_clock(api.transport.server_clock.offset)
+    except errors.AuthenticationFailed as error:
+        sys.exit(f"dispatcher: {error}")
+    except errors.ApiError as error:
+        logger.warning("the worker starts without Prefect, and serves once it answers: %s", error)
+    finally:
+        api.transport.close()
+
+
+def check_clock(offset: float) -> None:
+    """Say once that the clock of this host is off; ``offset`` is the server's lead, in seconds."""
+    if abs(offset) >= CLOCK_TOLERANCE:
+        logger.warning(
+            "the clock of this host is %.0f s %s by that of the Prefect server; due times count by"
+            " the server's, but logs and events show this one: set it right",
+            abs(offset),
+            "slow" if offset > 0 else "fast",
+        )
+
+
+def hasty_api(parts: services.Services) -> client.PrefectClient:
+    """Make an API client for a worker that starts; to be closed."""
+    return api_connection.connect_api(
+        parts.options,
+        timeout_seconds=CREDENTIALS_TIMEOUT,
+        retry_policy=retry.RetryPolicy(max_attempts=1),
+    )

@@ -1,0 +1,125 @@
+"""What a Celery worker is in the fleet, and how many runs it takes now.
+
+Celery lets people change that while a worker works: they grow and shrink its pool, have it consume
+a queue no more, limit the rate of a task. All of it is read anew for each report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Any
+
+from celery.worker import state
+
+import dispatcher
+from dispatcher import planning
+from dispatcher.celery_app import tasks
+from dispatcher.execution import run_places
+from dispatcher.ledger import fleet
+
+
+def describe(worker: Any) -> fleet.Node:
+    """The worker as the poller counts it now.
+
+    Raises:
+        ValueError: it is too small for what it is to serve.
+    """
+    queues = queues_of(worker)
+    slots = planning.run_slots(
+        concurrency=concurrency_of(worker),
+        serves_control=tasks.CONTROL_QUEUE in queues,
+        serves_runs=tasks.RUNS_QUEUE in queues,
+    )
+    limited = rate_limited(worker, slots)
+    held_up = f"its rate is limited to {rate_of(worker)}" if limited < slots else ""
+    return _node(worker, min(slots, limited), held_up)
+
+
+class Describer:
+    """Describes a worker that its users may change at any time, and keeps its ``places`` right."""
+
+    def __init__(self, worker: Any, places: run_places.RunPlaces) -> None:
+        self._worker = worker
+        self._places = places
+        self._serves_runs = tasks.RUNS_QUEUE in queues_of(worker)
+
+    def __call__(self) -> fleet.Node:
+        """The worker now; without slots if nothing is left of them."""
+        self._places.limit = None
+        if serves_control(self._worker):
+            self._places.limit = concurrency_of(self._worker) - 1
+        try:
+            node = describe(self._worker)
+        except ValueError:
+            # Its pool was shrunk: one place, and control work comes first.
+            return _node(self._worker, 0, "its pool has one place, which is kept for control work")
+        if self._serves_runs and tasks.RUNS_QUEUE not in queues_of(self._worker):
+            return _node(self._worker, 0, f"it does not consume {tasks.RUNS_QUEUE}")
+        self._serves_runs |= node.slots > 0
+        return node
+
+
+def concurrency_of(worker: Any) -> int:
+    """How many tasks a worker executes at once, at the most."""
+    if worker.pool_cls.__module__ == "celery.concurrency.solo":
+        return 1
+    autoscaler = getattr(worker, "autoscaler", None)
+    if autoscaler is not None:
+        return int(autoscaler.max_concurrency)
+    # A worker that starts has no pool, or one that has not its processes yet.
+    with contextlib.suppress(AttributeError):
+        return int(worker.pool.num_processes)
+    return int(max(worker.concurrency, getattr(worker, "max_concurrency", None) or 0))
+
+
+def rate_of(worker: Any) -> str:
+    """The rate limit of runs that somebody has set, as Celery writes it; empty without one."""
+    return str(getattr(worker.app.tasks.get(tasks.EXECUTE), "rate_limit", None) or "")
+
+
+def rate_limited(worker: Any, slots: int) -> int:
+    """How many slots a rate limit leaves: those that are taken, and one if a run may begin now."""
+    buckets = getattr(getattr(worker, "consumer", None), "task_buckets", {})
+    bucket = buckets.get(tasks.EXECUTE)
+    if bucket is None:
+        return slots
+    waiting = len(bucket.contents)
+    return _executing() + waiting + (0 if waiting or not _has_token(bucket) else 1)
+
+
+def queues_of(worker: Any) -> frozenset[str]:
+    """The queues that a worker, or its consumer, consumes."""
+    return frozenset(worker.app.amqp.queues.consume_from)
+
+
+def serves_control(sender: Any) -> bool:
+    """Whether the consumer that got ready serves control work."""
+    return tasks.CONTROL_QUEUE in queues_of(sender)
+
+
+def _node(worker: Any, slots: int, held_up: str) -> fleet.Node:
+    return fleet.Node(
+        name=worker.hostname,
+        pid=os.getpid(),
+        slots=slots,
+        serves_control=serves_control(worker),
+        version=dispatcher.__version__,
+        held_up=held_up,
+    )
+
+
+def _has_token(bucket: Any) -> bool:
+    # Read only: the bucket itself may be asked by its worker's main thread alone.
+    since = time.monotonic() - bucket.timestamp
+    return bool(min(bucket.capacity, bucket._tokens + bucket.fill_rate * since) >= 1)
+
+
+def _executing() -> int:
+    try:
+        reserved = tuple(state.reserved_requests)
+    except RuntimeError:
+        # The main thread has just received one; the next report counts it.
+        return 0
+    return sum(request.type == tasks.EXECUTE for request in reserved)

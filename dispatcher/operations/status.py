@@ -1,0 +1,296 @@
+"""What the fleet is doing right now, from Redis and Prefect, whichever of them answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from redis import Redis, RedisError
+
+from dispatcher import errors, planning
+from dispatcher.ledger import fleet, last_polls, redis_ledger
+from dispatcher.ledger.claims import Claim, Stage
+from dispatcher.prefect_api import child_runs, client, schemas
+
+# Prefect renames a run to this once it is due for 15 seconds and nobody has claimed it.
+LATE = "Late"
+UNCLAIMED_STAGES = (Stage.OPENED, Stage.PENDING)
+SLOT_STAGES = (*UNCLAIMED_STAGES, Stage.HELD)
+OPEN_STAGES = tuple(stage for stage in Stage if stage is not Stage.CLOSED)
+
+
+@dataclass(frozen=True)
+class WorkQueueStatus:
+    """A work queue that is served; ``status`` is Prefect's: READY, NOT_READY or PAUSED."""
+
+    name: str
+    priority: int
+    status: str | None
+
+
+@dataclass(frozen=True)
+class WorkPoolStatus:
+    """A work pool that is served.
+
+    ``type``, ``status`` (READY, NOT_READY or PAUSED) and ``work_queues`` are Prefect's, and
+    ``None`` where it could not tell; ``last_poll_seconds`` is the age of the last poll, ``None``
+    if there was none or Redis could not tell.
+    """
+
+    name: str
+    type: str | None = None
+    status: str | None = None
+    work_queues: tuple[WorkQueueStatus, ...] | None = None
+    last_poll_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A Celery worker that is alive; ``used`` of its ``slots`` execute a run now.
+
+    ``held_up`` says why it takes fewer runs than it could, and is empty if nothing keeps it.
+    """
+
+    name: str
+    pid: int
+    version: str
+    serves_control: bool
+    slots: int
+    used: int
+    held_up: str = ""
+
+    @property
+    def free(self) -> int:
+        """How many more runs it can execute."""
+        return max(self.slots - self.used, 0)
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    """The flow run that has waited longest to be executed.
+
+    ``waits_for`` is ``a claim`` (due in Prefect, no slot was free for it) or ``a worker``
+    (claimed, its task not begun). ``seconds`` counts from when it was due, or was claimed.
+    """
+
+    flow_run_id: UUID
+    name: str | None
+    pool: str | None
+    waits_for: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """The fleet and its work. What Redis could not tell is ``None``.
+
+    ``claims`` counts the open claims of all pools by stage. ``problems`` has one sentence for each
+    part that did not answer or is missing.
+    """
+
+    pools: tuple[WorkPoolStatus, ...]
+    workers: tuple[WorkerStatus, ...] | None
+    claims: Mapping[Stage, int] | None
+    oldest_waiting: WaitingRun | None
+    problems: tuple[str, ...]
+
+    @property
+    def slots(self) -> int | None:
+        """How many runs the fleet executes at once."""
+        return None if self.workers is None else sum(worker.slots for worker in self.workers)
+
+    @property
+    def free_slots(self) -> int | None:
+        """How many more runs the fleet may claim now."""
+        if self.slots is None or self.claims is None:
+            return None
+        used = sum(self.claims.get(stage, 0) for stage in SLOT_STAGES)
+        return planning.free_slots(slots=self.slots, open_claims=used)
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as JSON values, with the field names of these classes."""
+        workers = self.workers
+        return {
+            "pools": [dataclasses.asdict(pool) for pool in self.pools],
+            "workers": None if workers is None else [_worker_json(each) for each in workers],
+            "slots": {"total": self.slots, "free": self.free_slots},
+            "claims": None if self.claims is None else {str(k): n for k, n in self.claims.items()},
+            "oldest_waiting": _waiting_json(self.oldest_waiting),
+            "problems": list(self.problems),
+        }
+
+
+def get_status(
+    *,
+    api: client.PrefectClient,
+    redis: Redis,
+    pools: Sequence[str],
+    work_queues: Sequence[str] = (),
+) -> Status:
+    """Ask Prefect and Redis about the pools and the fleet that serves them; raises nothing.
+
+    Nothing is polled, so that looking on does not count as a sign of life of the work queues.
+    """
+    prefect = _ask_prefect(api, pools, work_queues)
+    store = _ask_redis(redis, pools)
+    found = Status(
+        pools=tuple(
+            dataclasses.replace(pool, last_poll_seconds=store.poll_ages.get(pool.name))
+            for pool in prefect.pools
+        ),
+        workers=store.workers,
+        claims=store.claims,
+        oldest_waiting=_longest(prefect.late, store.unclaimed),
+        problems=(*prefect.problems, *store.problems),
+    )
+    if found.free_slots or not store.held:
+        return found
+    return dataclasses.replace(
+        found, problems=(*found.problems, *_standstill(api, pools, store.held))
+    )
+
+
+def _standstill(
+    api: client.PrefectClient, pools: Sequence[str], held: Collection[UUID]
+) -> list[str]:
+    """Whether all that have a slot may wait for runs that have none."""
+    try:
+        parents = child_runs.parents_of_waiting(api, held, pools)
+    except errors.ApiError:
+        return []
+    return [planning.standstill(len(held))] if parents >= set(held) else []
+
+
+@dataclass(frozen=True)
+class _FromPrefect:
+    pools: tuple[WorkPoolStatus, ...]
+    late: WaitingRun | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _FromRedis:
+    poll_ages: Mapping[str, float]
+    workers: tuple[WorkerStatus, ...] | None = None
+    claims: Mapping[Stage, int] | None = None
+    unclaimed: WaitingRun | None = None
+    held: Collection[UUID] = ()
+    problems: tuple[str, ...] = ()
+
+
+def _ask_prefect(
+    api: client.PrefectClient, pools: Sequence[str], work_queues: Sequence[str]
+) -> _FromPrefect:
+    found: dict[str, WorkPoolStatus] = {name: WorkPoolStatus(name) for name in pools}
+    problems: list[str] = []
+    late = None
+    try:
+        for name in pools:
+            try:
+                found[name] = _pool(api, name, work_queues)
+            except errors.ObjectNotFound:
+                problems.append(f"Work pool {name!r} does not exist")
+            problems += _missing_queues(found[name], work_queues)
+        late = _late_run(api, pools, work_queues)
+    except errors.ApiError as error:
+        problems.append(f"Prefect API: {error}")
+    return _FromPrefect(tuple(found.values()), late, tuple(problems))
+
+
+def _pool(api: client.PrefectClient, name: str, work_queues: Sequence[str]) -> WorkPoolStatus:
+    pool = api.read_work_pool(name)
+    queues = tuple(
+        WorkQueueStatus(queue.name, queue.priority, queue.status)
+        for queue in api.read_work_queues(name)
+        if not work_queues or queue.name in work_queues
+    )
+    status = "PAUSED" if pool.is_paused else pool.status
+    return WorkPoolStatus(name, pool.type, status, queues)
+
+
+def _missing_queues(pool: WorkPoolStatus, work_queues: Sequence[str]) -> list[str]:
+    """Name the queues that are to be served but are not there, with which polls fail."""
+    if pool.work_queues is None:
+        return []
+    there = {queue.name for queue in pool.work_queues}
+    return [
+        f"Work queue {name!r} of work pool {pool.name!r} does not exist"
+        for name in work_queues
+        if name not in there
+    ]
+
+
+def _late_run(
+    api: client.PrefectClient, pools: Sequence[str], work_queues: Sequence[str]
+) -> WaitingRun | None:
+    late = schemas.FlowRunFilter(
+        state_types=[schemas.StateType.SCHEDULED],
+        state_names=[LATE],
+        work_pool_names=pools,
+        work_queue_names=work_queues,
+    )
+    for run in api.read_flow_runs(late, limit=1, sort="EXPECTED_START_TIME_ASC"):
+        due = run.expected_start_time
+        seconds = (api.now() - due).total_seconds() if due else 0.0
+        return WaitingRun(run.id, run.name, run.work_pool_name, "a claim", max(seconds, 0.0))
+    return None
+
+
+def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
+    try:
+        ages = last_polls.LastPolls(redis).ages(pools)
+        nodes = fleet.Fleet(redis).nodes()
+        claims = redis_ledger.RedisLedger(redis).open_claims()
+        seconds, microseconds = redis.time()
+    except RedisError as error:
+        return _FromRedis({}, problems=(f"Redis: {error}",))
+    counts = Counter(claim.stage for claim in claims)
+    return _FromRedis(
+        poll_ages=ages,
+        workers=_workers(nodes, claims),
+        claims={stage: counts[stage] for stage in OPEN_STAGES},
+        unclaimed=_unclaimed(claims, now=seconds + microseconds / 1_000_000),
+        held={claim.flow_run_id for claim in claims if claim.stage in SLOT_STAGES},
+        problems=() if nodes else ("No worker is alive",),
+    )
+
+
+def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[WorkerStatus, ...]:
+    used = Counter(claim.node for claim in claims if claim.stage is Stage.HELD)
+    return tuple(
+        WorkerStatus(
+            name=node.name,
+            pid=node.pid,
+            version=node.version,
+            serves_control=node.serves_control,
+            slots=node.slots,
+            used=used[node.name],
+            held_up=node.held_up,
+        )
+        for node in nodes
+    )
+
+
+def _unclaimed(claims: Sequence[Claim], *, now: float) -> WaitingRun | None:
+    for claim in claims:  # oldest first
+        if claim.stage in UNCLAIMED_STAGES:
+            seconds = max(now - claim.opened_at, 0.0)
+            return WaitingRun(claim.flow_run_id, None, claim.pool, "a worker", seconds)
+    return None
+
+
+def _longest(*waiting: WaitingRun | None) -> WaitingRun | None:
+    there = [run for run in waiting if run is not None]
+    return max(there, key=lambda run: run.seconds, default=None)
+
+
+def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
+    return {**dataclasses.asdict(worker), "free": worker.free}
+
+
+def _waiting_json(run: WaitingRun | None) -> dict[str, Any] | None:
+    return None if run is None else {**dataclasses.asdict(run), "flow_run_id": str(run.flow_run_id)}

@@ -1,0 +1,58 @@
+"""Slots that give nothing any more: their runs wait for runs that wait for a slot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from dispatcher import planning
+from dispatcher.ledger import claims, fleet, rounds
+from dispatcher.prefect_api import child_runs, client
+
+LOOK_SECONDS = 30.0  # between two looks
+REMIND_SECONDS = 3600.0  # between two warnings of one standstill
+
+logger = logging.getLogger(__name__)
+
+
+class SlotWatch:
+    """Warns once when every slot is held by a run whose child runs wait for a slot."""
+
+    def __init__(
+        self,
+        *,
+        api: client.PrefectClient,
+        book: claims.Ledger,
+        workers: fleet.Fleet,
+        turns: rounds.Rounds,
+        pools: Collection[str],
+    ) -> None:
+        self._api = api
+        self._ledger = book
+        self._fleet = workers
+        self._rounds = turns
+        self._pools = frozenset(pools)
+        scope = rounds.scope_of(pools)
+        self._look = f"slots:{scope}"
+        self._warning = f"slots-warning:{scope}"
+
+    def look(self) -> None:
+        """Look whether anything can go on, now and then.
+
+        Raises:
+            errors.ApiError: the API could not be asked.
+        """
+        if not self._rounds.begin(self._look, seconds=LOOK_SECONDS):
+            return
+        open_claims = self._ledger.open_claims()
+        slots = self._fleet.slots()
+        held = {
+            claim.flow_run_id for claim in open_claims if claim.stage is not claims.Stage.FINISHED
+        }
+        if not held or planning.free_slots(slots=slots, open_claims=len(held)):
+            return
+        if held <= child_runs.parents_of_waiting(self._api, held, self._pools):
+            if self._rounds.begin(self._warning, seconds=REMIND_SECONDS):
+                logger.warning(planning.standstill(len(held)))
+        else:
+            self._rounds.hasten(self._warning)
