@@ -22,7 +22,10 @@ POOLS = {"processes": (), "threads": ("--pool", "threads")}
 def test_the_last_worker_keeps_a_place_for_control_work(new_stack: NewStack, pool: str) -> None:
     settings = {
         "DISPATCHER_GRACE_SECONDS": str(GRACE_SECONDS),
-        "DISPATCHER_RECOVER_INTERVAL": "1",
+        # On a slow machine quicker ticks would fill the place for control work, with none left for
+        # messages of runs.
+        "DISPATCHER_POLL_INTERVAL": "5",
+        "DISPATCHER_RECOVER_INTERVAL": "3",
     }
     with new_stack(**settings) as stack:
         schedule = str(stack.directory / "schedule")
