@@ -57,6 +57,14 @@ class Flower:
         )
         return shown()[0]
 
+    def wait_until_known(self, node: str) -> None:
+        """Wait until a worker has answered Flower's question who is there."""
+        waiting.wait_for(
+            lambda: node in self.get("/api/workers?refresh=1"),
+            seconds=SHOWN_SECONDS,
+            what=f"worker {node} answers",
+        )
+
     def post(self, path: str) -> None:
         """Do what a button does."""
         request = urllib.request.Request(f"{self.url}{path}", data=b"", method="POST")

@@ -135,7 +135,7 @@ def test_a_worker_that_is_shut_down_from_its_page_finishes_its_runs(
     steps = ("RUNNING", "note", f"wait:{gate}", "COMPLETED")
     run = light_jobs.run(stack, stack.deployment("none"), *steps)
     pid = int(light_jobs.wait_until_seen(run)["pid"])
-    flower.get("/api/workers?refresh=1")
+    flower.wait_until_known(stack.node("leaves"))
     flower.post(f"/api/worker/shutdown/{stack.node('leaves')}")
     worker.wait_for_text("Got shutdown from remote")
     assert stacks.is_alive(pid)
@@ -151,7 +151,7 @@ def test_a_worker_that_grows_or_shrinks_on_its_page_has_so_many_slots(
     worker = start("changes")
     workers = fleet.Fleet(stack.redis)
     waiting.wait_for(lambda: workers.slots() == 1, seconds=20, what="it is counted")
-    flower.get("/api/workers?refresh=1")
+    flower.wait_until_known(stack.node("changes"))
     for change, slots in (("grow", 2), ("shrink", 1)):
         flower.post(f"/api/worker/pool/{change}/{stack.node('changes')}?n=1")
         waiting.wait_for(
