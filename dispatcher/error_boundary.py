@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from kombu import exceptions
 from redis import RedisError
@@ -19,11 +19,14 @@ EXPECTED = (errors.DispatcherError, RedisError, exceptions.OperationalError)
 class Ticks:
     """Runs the scheduled work of each pool; a failure is reported when it begins and ends.
 
-    ``begin`` tells whether work of a name has not begun yet within so many seconds.
+    ``is_served`` tells whether a pool is one of the fleet's, ``begin`` whether work of a name has
+    not begun yet within so many seconds.
     """
 
-    def __init__(self, pools: Collection[str], begin: Callable[[str, float], bool]) -> None:
-        self._pools = frozenset(pools)
+    def __init__(
+        self, is_served: Callable[[str], bool], begin: Callable[[str, float], bool]
+    ) -> None:
+        self._is_served = is_served
         self._begin = begin
         self._failing: set[tuple[str, str]] = set()
 
@@ -36,10 +39,10 @@ class Ticks:
         ``interval`` (in seconds); the first of them does the work.
         Other errors than the dispatcher's, Redis' and the broker's pass: they are faults of ours.
         """
-        if pool not in self._pools:
-            logger.warning("%s: work pool %r is not one of DISPATCHER_WORK_POOLS", task, pool)
-            return None
         try:
+            if not self._is_served(pool):
+                logger.warning("%s: no worker has work pool %r among its own", task, pool)
+                return None
             if not self._begin(f"{task}:{pool}", interval):
                 return "done of late"
             result = str(work())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,9 +27,10 @@ from dispatcher.ledger import (
     redis_connection,
     redis_ledger,
     rounds,
+    served_pools,
     turns_taken,
 )
-from dispatcher.polling import fairness, late_runs, poller, subscription
+from dispatcher.polling import fairness, late_runs, places, poller, subscription
 from dispatcher.prefect_api import api_connection, catalog, client, event_stream, retry, schemas
 from dispatcher.preparation import job_preparation, publishing
 from dispatcher.reporting import outbox, run_labels, run_logs, state_reporter, worker_events
@@ -132,6 +132,12 @@ class Services:
         return fleet.Fleet(self.redis)
 
     @cached_property
+    def served_pools(self) -> served_pools.ServedPools:
+        """The pools of the whole fleet."""
+        own = self.options
+        return served_pools.ServedPools(self.fleet, own.work_pools, own.work_queues)
+
+    @cached_property
     def catalog(self) -> catalog.Catalog:
         """Pools, deployments and flows."""
         return catalog.Catalog(self.api)
@@ -171,21 +177,22 @@ class Services:
     @cached_property
     def subscriptions(self) -> tuple[subscription.Subscription, ...]:
         """What Prefect tells by itself."""
-        pools = self.options.work_pools
-        tellers: tuple[tuple[subscription.Topic, Callable[[str], None]], ...] = (
-            (subscription.DueRuns(pools, self.api.read_work_pool), self.nudges.nudge),
-            (subscription.Cancels(pools, self.ledger.get), self._hasten_cancel),
+        pools = self.served_pools.live
+        listen = functools.partial(
+            subscription.Subscription,
+            open_stream=functools.partial(event_stream.open_stream, self.api.transport),
+            pools=pools,
+            mutex=locks.Locks(self.redis),
         )
-        return tuple(
-            subscription.Subscription(
-                topic,
-                open_stream=functools.partial(event_stream.open_stream, self.api.transport),
-                pools=pools,
-                mutex=locks.Locks(self.redis),
-                tell=tell,
-            )
-            for topic, tell in tellers
-        )
+        due = subscription.DueRuns(pools, self.api.read_work_pool)
+        cancels = subscription.Cancels(pools, self.ledger.get)
+        return listen(due, tell=self.nudges.nudge), listen(cancels, tell=self._hasten_cancel)
+
+    @cached_property
+    def places(self) -> places.Places:
+        """Free slots for the runs of a pool."""
+        shared = self.options.work_queues
+        return places.Places(self.api, self.catalog, self.ledger, self.fleet, shared)
 
     @cached_property
     def poller(self) -> poller.Poller:
@@ -194,20 +201,15 @@ class Services:
             api=self.api,
             book=self.ledger,
             known=self.catalog,
-            order=fairness.Turns(
-                api=self.api,
-                taken=turns_taken.TurnsTaken(self.redis),
-                known=self.catalog,
-            ),
+            order=fairness.Turns(self.api, turns_taken.TurnsTaken(self.redis), self.catalog),
             late=late_runs.LateRuns(self.api, self.catalog),
-            workers=self.fleet,
+            slots=self.places,
             mutex=locks.Locks(self.redis),
             calls=self.nudges,
             record=self.polls,
             publish=self.publisher.publish,
             worker_name=self.options.worker_name,
             find_executor=executors.get_executor_class_from_type,
-            work_queues=self.options.work_queues,
             prefetch_seconds=self.options.prefetch_seconds,
             now=self.api.now,
         )
@@ -226,7 +228,8 @@ class Services:
             wakes=self.wakes,
             requests=self.stop_requests,
             limits=self.time_limits,
-            nudge=self.nudges.nudge,
+            nudge=self.nudges.slot_freed,
+            pools=self.options.work_pools,
             lease_seconds=self.options.lease_seconds,
             grace_seconds=self.options.grace_seconds,
             infra_retries=self.options.infra_retries,
@@ -244,19 +247,15 @@ class Services:
             reporter=self.reporter,
             revoke=self.messenger.revoke,
             kill=self._kill,
-            pools=self.options.work_pools,
-            work_queues=self.options.work_queues,
+            queues=self.served_pools.queues,
             round_seconds=rounds.SHARE * self.options.cancel_interval,
         )
 
     @cached_property
     def limits(self) -> planning.Limits:
         """How long claims may stay untouched."""
-        return planning.Limits(
-            lease_seconds=self.options.lease_seconds,
-            infra_retries=self.options.infra_retries,
-            recover_interval=self.options.recover_interval,
-        )
+        own = self.options
+        return planning.Limits(own.lease_seconds, own.infra_retries, own.recover_interval)
 
     @cached_property
     def observations(self) -> recovery_memory.RecoveryMemory:
@@ -275,7 +274,7 @@ class Services:
             book=self.ledger,
             seen=self.observations,
             turns=self.rounds,
-            pools=self.options.work_pools,
+            pools=self.served_pools.names,
             worker_name=self.options.worker_name,
         )
 
@@ -290,12 +289,14 @@ class Services:
             prepare=self.preparation,
             reporter=self.reporter,
             publish=self.publisher.publish,
+            choose=self.places.seat_for,
+            alive=self.fleet.names,
             revoke=self.messenger.revoke,
             tell=self.messenger.tell_end,
             limits=self.limits,
             search=self.orphan_search,
             turns=self.rounds,
-            pools=self.options.work_pools,
+            pools=self.served_pools.names,
             round_seconds=rounds.SHARE * self.options.recover_interval,
         )
 
@@ -317,7 +318,7 @@ class Services:
             book=self.ledger,
             workers=self.fleet,
             turns=self.rounds,
-            pools=self.options.work_pools,
+            pools=self.served_pools.names,
         )
 
     @cached_property

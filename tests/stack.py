@@ -43,6 +43,8 @@ SETTINGS = {
 }
 
 # What nobody misses in the log of a failed test.
+# A worker that tests only make believe.
+GONE = "gone@test"
 NOISE = ("HTTP Request: POST", "Sending due task", "Task dispatcher.cancel", "Task dispatcher.poll")
 
 # What whoever runs the tests may choose for all stacks.
@@ -255,16 +257,26 @@ class Stack:
 
     # Processes
 
-    def start(self, name: str, *arguments: str) -> CeleryProcess:
+    def start(
+        self, name: str, *arguments: str, settings: Mapping[str, str] | None = None
+    ) -> CeleryProcess:
         """Start ``celery -A dispatcher`` with these arguments and do not wait for anything."""
-        process = CeleryProcess(name, arguments, self.environment, self.directory)
+        environment = {**self.environment, "EXECUTED_BY": name, **(settings or {})}
+        process = CeleryProcess(name, arguments, environment, self.directory)
         self.processes.append(process)
         return process
 
-    def worker(self, name: str = "worker", *options: str) -> CeleryProcess:
-        """Start a worker and wait until it is ready."""
+    def worker(
+        self,
+        name: str = "worker",
+        *options: str,
+        pools: Sequence[str] = (),
+        settings: Mapping[str, str] | None = None,
+    ) -> CeleryProcess:
+        """Start a worker, with some work pools of its own if any, and wait until it is ready."""
         named = ("--loglevel", "INFO", "--hostname", self.node(name))
-        worker = self.start(name, "worker", *named, *options)
+        own = {"DISPATCHER_WORK_POOLS": ",".join(pools)} if pools else {}
+        worker = self.start(name, "worker", *named, *options, settings={**own, **(settings or {})})
         worker.wait_for_text(" ready.")
         return worker
 
@@ -290,9 +302,15 @@ class Stack:
 
     def seem_to_have(self, slots: int) -> fleet.Node:
         """Have so many slots counted of a worker that has gone and takes no message."""
-        gone = fleet.Node("gone@test", 1, slots=slots, serves_control=False, version="1")
+        gone = fleet.Node(GONE, 1, slots, serves_control=False, version="1", pools=self.pools)
         fleet.Fleet(self.redis).report(gone, lifetime_seconds=600)
         return gone
+
+    def bring_late(self, node: str) -> None:
+        """Have a worker get what was meant for the one that only seemed to be there."""
+        meant = tasks.node_queue(GONE)
+        if self.redis.exists(meant):
+            self.redis.rename(meant, tasks.node_queue(self.node(node)))
 
     def pool_exists(self, pool: str) -> bool:
         """Whether Prefect has such a work pool."""
@@ -401,7 +419,7 @@ class Stack:
             queue=tasks.RUNS_QUEUE,
         )
 
-    def waiting_messages(self, queue: str = tasks.RUNS_QUEUE) -> int:
+    def waiting_messages(self, queue: str = tasks.node_queue(GONE)) -> int:
         """How many messages no worker has taken yet."""
         length: Any = self.redis.llen(queue)
         return int(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -13,7 +14,7 @@ from celery import Celery, signals
 from celery import beat as celery_beat
 
 import executors
-from dispatcher import services, settings
+from dispatcher import error_boundary, services, settings
 from dispatcher.celery_app import (
     bootsteps,
     broker_outage,
@@ -39,7 +40,9 @@ def create_app(options: settings.Settings) -> Celery:
     app.conf.update(configuration.configuration(options))
     sender = messenger.CeleryMessenger(app)
     parts = services.Services(options, sender)
-    app.conf.worker_consumer = consumer.consumer_class(parts.stop_requests.request)
+    app.conf.worker_consumer = consumer.consumer_class(
+        parts.stop_requests.request, lambda name: leave_fleet(parts, name)
+    )
     tasks.register(app, parts)
     bootsteps.install(app, parts)
     log_setup.install(options.log_format)
@@ -49,12 +52,19 @@ def create_app(options: settings.Settings) -> Celery:
     return app
 
 
+def leave_fleet(parts: services.Services, name: str) -> None:
+    """Take this worker out of the fleet, which it reports itself to no more from here on."""
+    with contextlib.suppress(*error_boundary.EXPECTED):
+        parts.fleet.leave_for_good(f"{name}:{os.getpid()}")
+
+
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
     worker_pid = os.getpid()
 
     def prepare_worker(sender: Any, **_: Any) -> None:
         nonlocal worker_pid
         worker_pid = os.getpid()
+        node_description.choose_queues(sender, parts.options.work_pools)
         parts.time_limits.soft, parts.time_limits.hard = sender.soft_time_limit, sender.time_limit
         die_with_parent.prepare_for_children()
         pool_exit.shorten_farewell()

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from kombu import Queue
 
 import executors
-from dispatcher import errors, services
+from dispatcher import error_boundary, errors, services
 from dispatcher.celery_app import node_description, tasks, thread_pool
 from dispatcher.execution import node_services, stop_requests
 from dispatcher.ledger import fleet
@@ -40,7 +41,7 @@ def install(app: Celery, parts: services.Services) -> None:
 
         def __init__(self, worker: Any, **_: Any) -> None:
             super().__init__(worker)
-            check_size(worker)
+            check_size(worker, parts)
             check_credentials(parts)
             self.enabled = parts.options.health_port is not None
 
@@ -64,16 +65,12 @@ def install(app: Celery, parts: services.Services) -> None:
         requires = (ServeHealth, "celery.worker.components:Pool")
 
         def start(self, parent: Any) -> None:
-            def stop_consuming() -> None:
-                consumer = parent.consumer
-                consumer.call_soon(consumer.cancel_task_queue, tasks.RUNS_QUEUE)
-
             thread_pool.make_resizable(parent.pool)
             self._reporter = fleet.NodeReporter(
                 parts.fleet,
-                node_description.Describer(parent, parts.run_places),
-                on_drain=stop_consuming,
-                on_report=parts.observations.note,
+                node_description.Describer(parent, parts.run_places, parts.options),
+                on_drain=lambda: cancel_run_queues(parent.consumer, parts.options.work_pools),
+                on_report=lambda: note_report(parent.app, parts),
             )
             self._reporter.start()
             self._events = worker_events.NodeEvents(
@@ -101,6 +98,26 @@ def install(app: Celery, parts: services.Services) -> None:
     app.steps["worker"] |= {ServeHealth, JoinFleet, node_step(parts)}
 
 
+def note_report(app: Celery, parts: services.Services) -> None:
+    """Say that the ledger is there, and take away the queues of workers that have gone for good."""
+    parts.observations.note()
+    for node in parts.fleet.gone_for_good():
+        # They are in nobody's way, so a broker that is away is no reason to try again.
+        with (
+            contextlib.suppress(*error_boundary.EXPECTED),
+            app.connection_for_write() as connection,
+        ):
+            left = Queue(tasks.node_queue(node), channel=connection.default_channel)
+            left.purge()  # kombu takes away no queue of Redis that is bound to nothing
+            left.delete()
+
+
+def cancel_run_queues(consumer: Any, pools: Sequence[str]) -> None:
+    """Have a worker take no new runs; what is meant for it by now, it still takes."""
+    for queue in (tasks.RUNS_QUEUE, *map(tasks.pool_queue, pools)):
+        consumer.call_soon(consumer.cancel_task_queue, queue)
+
+
 def node_step(parts: services.Services) -> type[bootsteps.StartStopStep]:
     """Make the step for what executors need on a worker's node."""
 
@@ -111,7 +128,7 @@ def node_step(parts: services.Services) -> type[bootsteps.StartStopStep]:
 
         def __init__(self, worker: Any, **_: Any) -> None:
             super().__init__(worker)
-            self.enabled = tasks.RUNS_QUEUE in node_description.queues_of(worker)
+            self.enabled = bool(node_description.served_pools(worker, parts.options.work_pools))
 
         def create(self, _worker: Any) -> Any:
             serve_node(parts)
@@ -142,7 +159,7 @@ def watch_health(worker: Any, parts: services.Services) -> health.WorkerHealth:
     return health.WorkerHealth(
         record=parts.polls,
         workers=parts.fleet,
-        node_key=node_description.describe(worker).key,
+        node_key=node_description.describe(worker, parts.options).key,
         pools=parts.options.work_pools,
         poll_interval_seconds=parts.options.poll_interval,
     )
@@ -163,10 +180,10 @@ def stop_listening(subscriptions: Sequence[subscription.Subscription]) -> None:
         each.stop()
 
 
-def check_size(worker: Any) -> None:
+def check_size(worker: Any, parts: services.Services) -> None:
     """Refuse a worker whose runs could keep control work, and with it their own end, waiting."""
     try:
-        node_description.describe(worker)
+        node_description.describe(worker, parts.options)
     except ValueError as error:
         sys.exit(f"dispatcher: {error}")
 

@@ -34,10 +34,17 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "task_queues": [_queue(tasks.CONTROL_QUEUE), _queue(tasks.RUNS_QUEUE)],
+        # Those of single pools are for workers that name them with -Q.
+        "task_queues": [
+            _queue(name)
+            for name in (
+                tasks.CONTROL_QUEUE,
+                tasks.RUNS_QUEUE,
+                *map(tasks.pool_queue, options.work_pools),
+            )
+        ],
         "task_default_queue": tasks.CONTROL_QUEUE,
         "task_create_missing_queues": False,
-        "task_routes": {tasks.EXECUTE: {"queue": tasks.RUNS_QUEUE}},
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],

@@ -20,13 +20,15 @@ RECONNECT_SECONDS = 2.0
 
 def consumer_class(
     stop_tasks: Callable[[], None],
+    leave: Callable[[str], None],
     *,
     celery_consumer: type[Any] = consumer.Consumer,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> type[consumer.Consumer]:
     """Make the class for workers of an app, as Celery's setting ``worker_consumer`` takes it.
 
-    ``stop_tasks`` has the tasks of this very process stop their jobs.
+    ``stop_tasks`` has the tasks of this very process stop their jobs; ``leave`` has a worker, by
+    its name, get no more runs.
     """
 
     class Consumer(celery_consumer):  # type: ignore[misc] # as given
@@ -51,6 +53,8 @@ def consumer_class(
 
         def cancel_active_requests(self) -> None:
             """Celery calls this in a cold shutdown, and fails where tasks are not processes."""
+            # What they put back must not be meant for this very worker.
+            leave(self.hostname)
             if execute_request.takes_signals(self.pool):
                 super().cancel_active_requests()
             else:

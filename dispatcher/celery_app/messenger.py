@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 from uuid import UUID
 
 from celery import Celery
+from kombu import Queue
 
 from dispatcher import error_boundary
 from dispatcher.celery_app import task_events, tasks
@@ -30,10 +32,11 @@ class CeleryMessenger:
         pool: str,
         *,
         attempt: int,
+        node: str = claims.ANYBODY,
         title: str = "",
         page: str = "",
     ) -> None:
-        """Send a claimed run to the workers; the message carries ids, and names to be shown.
+        """Send a claimed run to a worker; the message carries ids, and names to be shown.
 
         ``title`` is what Celery and Flower show in place of the task's name, ``page`` where the run
         is in Prefect's user interface.
@@ -43,7 +46,7 @@ class CeleryMessenger:
             tasks.EXECUTE,
             args=(str(run.id), str(claim.claim_id)),
             task_id=str(claim.claim_id),
-            queue=tasks.RUNS_QUEUE,
+            **_address(node),
             shadow=title[:TITLE_CHARACTERS] or None,
             argsrepr=f"({run.name!r}, {pool!r})",
             kwargsrepr=repr(shown),
@@ -88,3 +91,10 @@ class CeleryMessenger:
             events.default_dispatcher(hostname=task.request.hostname) as dispatcher,
         ):
             dispatcher.send(kind, uuid=str(claim_id), **fields)
+
+
+def _address(node: str) -> dict[str, Any]:
+    if node == claims.ANYBODY:
+        return {"queue": tasks.RUNS_QUEUE}
+    # Declared by the worker itself; by the exchange without a name, which every broker has.
+    return {"queue": Queue(tasks.node_queue(node)), "declare": []}

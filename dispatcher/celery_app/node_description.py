@@ -9,41 +9,69 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from celery.worker import state
+from kombu import Exchange, Queue
 
 import dispatcher
-from dispatcher import planning
+from dispatcher import planning, settings
 from dispatcher.celery_app import tasks
 from dispatcher.execution import run_places
 from dispatcher.ledger import fleet
 
 
-def describe(worker: Any) -> fleet.Node:
+def describe(worker: Any, options: settings.Settings) -> fleet.Node:
     """The worker as the poller counts it now.
 
     Raises:
         ValueError: it is too small for what it is to serve.
     """
-    queues = queues_of(worker)
+    pools = served_pools(worker, options.work_pools)
     slots = planning.run_slots(
         concurrency=concurrency_of(worker),
-        serves_control=tasks.CONTROL_QUEUE in queues,
-        serves_runs=tasks.RUNS_QUEUE in queues,
+        serves_control=serves_control(worker),
+        serves_runs=bool(pools),
     )
     limited = rate_limited(worker, slots)
     held_up = f"its rate is limited to {rate_of(worker)}" if limited < slots else ""
-    return _node(worker, min(slots, limited), held_up)
+    node = _node(worker, min(slots, limited), held_up)
+    return replace(node, pools=pools, work_queues=options.work_queues)
+
+
+def served_pools(worker: Any, pools: Sequence[str]) -> tuple[str, ...]:
+    """Those of the work pools whose runs a worker takes, by the queues that it consumes."""
+    queues = queues_of(worker)
+    every = tasks.RUNS_QUEUE in queues
+    return tuple(sorted(pool for pool in pools if every or tasks.pool_queue(pool) in queues))
+
+
+def choose_queues(worker: Any, pools: Sequence[str]) -> None:
+    """Add the worker's own queue to those that it consumes, which is where its runs are sent.
+
+    Without ``-Q``, leave out the queues of single pools: they would only repeat the one for all.
+    """
+    queues = worker.app.amqp.queues
+    if queues._consume_from is None:
+        queues.deselect([tasks.pool_queue(pool) for pool in pools])
+    own = tasks.node_queue(worker.hostname)
+    queues.select_add(Queue(own, routing_key=own))
+    # Not before, or Celery would put its own in place of one without a name, and bind to it.
+    queues[own].exchange = Exchange("", type="direct")
 
 
 class Describer:
     """Describes a worker that its users may change at any time, and keeps its ``places`` right."""
 
-    def __init__(self, worker: Any, places: run_places.RunPlaces) -> None:
+    def __init__(
+        self, worker: Any, places: run_places.RunPlaces, options: settings.Settings
+    ) -> None:
         self._worker = worker
         self._places = places
-        self._serves_runs = tasks.RUNS_QUEUE in queues_of(worker)
+        self._options = options
+        self._run_queues = self._consumed()
 
     def __call__(self) -> fleet.Node:
         """The worker now; without slots if nothing is left of them."""
@@ -51,14 +79,19 @@ class Describer:
         if serves_control(self._worker):
             self._places.limit = concurrency_of(self._worker) - 1
         try:
-            node = describe(self._worker)
+            node = describe(self._worker, self._options)
         except ValueError:
             # Its pool was shrunk: one place, and control work comes first.
             return _node(self._worker, 0, "its pool has one place, which is kept for control work")
-        if self._serves_runs and tasks.RUNS_QUEUE not in queues_of(self._worker):
-            return _node(self._worker, 0, f"it does not consume {tasks.RUNS_QUEUE}")
-        self._serves_runs |= node.slots > 0
+        if self._run_queues and not node.pools:
+            return replace(node, held_up=f"it does not consume {', '.join(self._run_queues)}")
+        self._run_queues = self._consumed() or self._run_queues
         return node
+
+    def _consumed(self) -> list[str]:
+        consumed = queues_of(self._worker)
+        every = [tasks.RUNS_QUEUE, *map(tasks.pool_queue, self._options.work_pools)]
+        return [queue for queue in every if queue in consumed]
 
 
 def concurrency_of(worker: Any) -> int:
@@ -107,6 +140,7 @@ def _node(worker: Any, slots: int, held_up: str) -> fleet.Node:
         serves_control=serves_control(worker),
         version=dispatcher.__version__,
         held_up=held_up,
+        pools=(),
     )
 
 

@@ -24,9 +24,19 @@ RUNS_QUEUE = "dispatcher.runs"
 INTERVAL = "tick_interval"
 
 
+def pool_queue(pool: str) -> str:
+    """The queue that a worker consumes to serve one work pool, as ``-Q`` names it."""
+    return f"{RUNS_QUEUE}.{pool}"
+
+
+def node_queue(node: str) -> str:
+    """The queue of a Celery worker alone, for runs that take its slots."""
+    return f"dispatcher.node.{node}"
+
+
 def register(app: Celery, parts: services.Services) -> None:
     """Make the tasks known to this app, and to no other one of the process."""
-    tick = error_boundary.Ticks(parts.options.work_pools, parts.rounds.begin_tick)
+    tick = error_boundary.Ticks(parts.served_pools.includes, parts.rounds.begin_tick)
     # Built now, before there are threads that could build them twice; nothing connects yet.
     poller, canceller, recoverer = parts.poller, parts.canceller, parts.recoverer
     slot_watch, pool_sync, execution = parts.slot_watch, parts.pool_sync, parts.execution

@@ -44,9 +44,11 @@ def command(output: str) -> None:
     \b
     pools           list of name, type, status (READY, NOT_READY, PAUSED),
                     last_poll_seconds (null also before the first poll),
-                    work_queues (list of name, priority, status)
+                    work_queues (list of name, priority, status), slots and
+                    free_slots of the workers that serve it, their names (workers)
     workers         list of name, pid, version, serves_control, slots, used, free,
-                    held_up (why it takes fewer runs than it could, if so)
+                    held_up (why it takes fewer runs than it could, if so), pools
+                    (null if its version does not say), work_queues (all if empty)
     slots           total, free
     claims          number of open claims by stage, such as opened, pending, held
     oldest_waiting  null if none, else flow_run_id, name, pool, seconds,
@@ -95,6 +97,8 @@ def render(found: status.Status) -> Iterator[tables.Table | str]:
 def pools_table(pools: tuple[status.WorkPoolStatus, ...]) -> tables.Table:
     """Name, type and status of every pool, and when it was polled."""
     table = tables.Table("Work pool", "Type", "Status", "Last poll", "Queues", box=boxes.SIMPLE)
+    for name in ("Slots", "Free"):
+        table.add_column(name, justify="right")
     for pool in pools:
         table.add_row(
             escape(pool.name),
@@ -102,13 +106,15 @@ def pools_table(pools: tuple[status.WorkPoolStatus, ...]) -> tables.Table:
             coloured(pool.status),
             "" if pool.last_poll_seconds is None else f"{in_words(pool.last_poll_seconds)} ago",
             UNKNOWN if pool.work_queues is None else queues(pool.work_queues),
+            UNKNOWN if pool.slots is None else str(pool.slots),
+            UNKNOWN if pool.free_slots is None else str(pool.free_slots),
         )
     return table
 
 
 def workers_table(workers: tuple[status.WorkerStatus, ...]) -> tables.Table:
     """Every worker and its slots."""
-    table = tables.Table("Worker", "Serves", box=boxes.SIMPLE)
+    table = tables.Table("Worker", "Serves", "Work pools", box=boxes.SIMPLE)
     for name in ("Slots", "Used", "Free"):
         table.add_column(name, justify="right")
     for worker in workers:
@@ -117,7 +123,8 @@ def workers_table(workers: tuple[status.WorkerStatus, ...]) -> tables.Table:
             *(["runs"] if worker.slots or worker.held_up else []),
         ]
         numbers = (worker.slots, worker.used, worker.free)
-        table.add_row(escape(worker.name), ", ".join(serves), *map(str, numbers))
+        pools = UNKNOWN if worker.pools is None else ", ".join(worker.pools)
+        table.add_row(escape(worker.name), ", ".join(serves), escape(pools), *map(str, numbers))
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from uuid import uuid4
 
 from dispatcher import error_boundary, errors, planning
@@ -37,6 +37,7 @@ class Execution:
         requests: stop_requests.StopRequests,
         limits: time_limits.TimeLimits,
         nudge: Callable[[str], None],
+        pools: Collection[str],
         lease_seconds: float,
         grace_seconds: float,
         infra_retries: int,
@@ -53,6 +54,7 @@ class Execution:
         self._stops = requests
         self._limits = limits
         self._nudge = nudge
+        self._pools = tuple(pools)
         self._lease_seconds = lease_seconds
         self._grace_seconds = grace_seconds
         self._infra_retries = infra_retries
@@ -69,7 +71,8 @@ class Execution:
                 left to recovery, which puts the run back.
             redis.RedisError: the ledger could not be asked; the claim is left to recovery.
         """
-        lease = self._ledger.acquire(claim, owner=f"{worker}#{uuid4()}")
+        owner = f"{worker}#{uuid4()}"
+        lease = self._ledger.acquire(claim, owner=owner, pools=self._pools)
         if isinstance(lease, claims.Refusal):
             logger.info("flow run %s: delivery refused, its claim is %s", claim.flow_run_id, lease)
             return f"refused: {lease}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -12,6 +12,8 @@ from uuid import UUID, uuid4
 _MARK_BYTES = 6
 # In place of a time, when a claim was touched whose holder is known to be dead.
 FORFEITED_AT = 0.0
+# In place of a Celery worker: a claim whose message any of them may take.
+ANYBODY = ""
 
 
 class Stage(StrEnum):
@@ -32,6 +34,7 @@ class Refusal(StrEnum):
     CLOSED = "closed"
     HELD = "held"
     FINISHED = "finished"
+    FOREIGN = "foreign"  # its pool is none of those that the worker serves
 
 
 class Renewal(StrEnum):
@@ -65,7 +68,8 @@ class Claim:
 
     Times are seconds since the epoch by the ledger's clock. ``touched_at`` is when someone last
     showed that he takes care of the claim; ``attempt`` counts the claims that Prefect granted on
-    this run since it last ended.
+    this run since it last ended. ``meant_for`` is the Celery worker whose slots it takes, as many
+    as its ``weight``.
     """
 
     flow_run_id: UUID
@@ -81,6 +85,8 @@ class Claim:
     resends: int = 0
     cancel_requested: bool = False
     outcome: str = ""
+    meant_for: str = ANYBODY
+    weight: int = 1
 
     @property
     def new(self) -> NewClaim:
@@ -100,7 +106,7 @@ class Claim:
     @property
     def node(self) -> str:
         """The Celery worker that holds or held the lease."""
-        return self.owner.rpartition("#")[0]
+        return node_of(self.owner)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,7 @@ class Lease:
     transition_id: UUID
     attempt: int
     cancel_requested: bool = False
+    weight: int = 1
 
     @property
     def adopts(self) -> bool:
@@ -129,9 +136,19 @@ class Ledger(Protocol):
     """What the dispatcher needs of a ledger. Every operation may be repeated."""
 
     def open(
-        self, claims: Sequence[NewClaim], *, pool: str, transition_id: UUID, slots: int
+        self,
+        claims: Sequence[NewClaim],
+        *,
+        pool: str,
+        transition_id: UUID,
+        slots: int,
+        node: str = ANYBODY,
+        weight: int = 1,
     ) -> list[NewClaim]:
-        """Open those claims that find a free slot and no other open claim on their run."""
+        """Open those claims that find free slots of a worker and no open claim on their run.
+
+        ``slots`` are those of the Celery worker ``node``; each claim takes ``weight`` of them.
+        """
 
     def accept(self, claim: NewClaim) -> int:
         """Note that Prefect accepted Pending.
@@ -139,11 +156,19 @@ class Ledger(Protocol):
         Returns which attempt at its run this is; 0 if the claim is not open any more.
         """
 
-    def resend(self, claim: NewClaim) -> bool:
-        """Note that a claim's message is sent again; false if it does not wait for its task."""
+    def resend(self, claim: NewClaim, *, node: str = ANYBODY) -> bool:
+        """Note that a claim's message is sent again; false if it does not wait for its task.
 
-    def acquire(self, claim: NewClaim, *, owner: str) -> Lease | Refusal:
-        """Take the lease."""
+        The claim takes slots of the worker ``node`` from now on, whether they are free or not.
+        """
+
+    def acquire(
+        self, claim: NewClaim, *, owner: str, pools: Collection[str] = ()
+    ) -> Lease | Refusal:
+        """Take the lease, with the slots of the owner's worker.
+
+        ``pools`` are those that it serves; all if empty.
+        """
 
     def renew(self, lease: Lease) -> tuple[Renewal, bool]:
         """Renew a lease; the second value tells whether a cancel was asked for."""
@@ -178,11 +203,19 @@ class Ledger(Protocol):
     def open_run_ids(self) -> set[UUID]:
         """The runs whose claims use a slot, of every pool."""
 
+    def used_slots(self, nodes: Sequence[str]) -> dict[str, int]:
+        """How many slots of each worker are taken by claims."""
+
     def open_claims(self) -> list[Claim]:
         """Every claim that is not closed, oldest first."""
 
     def now(self) -> float:
         """The ledger's clock: seconds since the epoch."""
+
+
+def node_of(owner: str) -> str:
+    """The Celery worker of an owner."""
+    return owner.rpartition("#")[0]
 
 
 def new_adoption() -> UUID:

@@ -20,6 +20,11 @@ from dispatcher.ledger import keys
 
 REPORT_INTERVAL = 1.0  # seconds
 REPORT_LIFETIME = 5.0  # seconds
+# For so long the runs of a pool are looked after when its last worker has gone.
+POOL_LIFETIME = 86_400.0  # seconds
+
+# When a worker that was started anew under its old name would have come.
+NAME_LIFETIME = 3600.0  # seconds
 
 DRAINING = "it is being drained"
 
@@ -32,6 +37,9 @@ class Node:
 
     One that is ``draining`` takes no new runs, so it has no slots. ``held_up`` says why it takes
     fewer runs than it could, if somebody has told it so.
+
+    It executes runs of its ``pools``, and of their queues of the names ``work_queues``, if there
+    are any. A worker of a version that does not say its pools has ``None``, and executes all.
     """
 
     name: str
@@ -41,11 +49,17 @@ class Node:
     version: str
     draining: bool = False
     held_up: str = ""
+    pools: tuple[str, ...] | None = None
+    work_queues: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """Tells apart two workers that were given one name on one host."""
         return f"{self.name}:{self.pid}"
+
+    def serves(self, pool: str) -> bool:
+        """Whether it executes runs of a pool."""
+        return self.pools is None or pool in self.pools
 
 
 class Fleet:
@@ -56,13 +70,21 @@ class Fleet:
         self._alive = f"{prefix}nodes:alive"
         self._details = f"{prefix}nodes"
         self._draining = f"{prefix}nodes:draining"
+        self._pools = f"{prefix}pools"
+        self._names = f"{prefix}nodes:names"
+        self._left: set[str] = set()
 
     def report(self, node: Node, *, lifetime_seconds: float = REPORT_LIFETIME) -> None:
         """Say that a worker is alive; forgotten after ``lifetime_seconds`` by Redis' clock."""
+        if node.key in self._left:
+            return
         expires = self._now() + lifetime_seconds
         pipeline = self._redis.pipeline()
         pipeline.hset(self._details, node.key, json.dumps(asdict(node)))
         pipeline.zadd(self._alive, {node.key: expires})
+        pipeline.zadd(self._names, {node.name: expires})
+        if node.pools:
+            pipeline.zadd(self._pools, dict.fromkeys(node.pools, expires))
         pipeline.execute()
 
     def leave(self, key: str) -> None:
@@ -72,6 +94,11 @@ class Fleet:
         pipeline.hdel(self._details, key)
         pipeline.srem(self._draining, key)
         pipeline.execute()
+
+    def leave_for_good(self, key: str) -> None:
+        """Take a worker of this process out of the fleet, whatever it reports afterwards."""
+        self._left.add(key)
+        self.leave(key)
 
     def drain(self, node: Node) -> None:
         """Have a worker take no new runs until it is started anew; it notices by itself."""
@@ -92,15 +119,32 @@ class Fleet:
         alive = sorted(key for key, expires in expiries if expires > now)
         return [_node(details[key]) for key in alive if key in details]
 
+    def names(self) -> frozenset[str]:
+        """The names of the workers that are alive now."""
+        return frozenset(node.name for node in self.nodes())
+
     def slots(self) -> int:
         """How many runs the fleet can execute at once."""
         return sum(node.slots for node in self.nodes())
+
+    def pools(self) -> tuple[str, ...]:
+        """The work pools that any worker has served of late, by name."""
+        since = self._now() - POOL_LIFETIME
+        names: Any = self._redis.zrange(self._pools, since, "+inf", byscore=True)
+        return tuple(sorted(names))
 
     def forget_dead(self) -> None:
         """Drop the reports of workers that went away without a word."""
         dead: Any = self._redis.zrange(self._alive, "-inf", self._now(), byscore=True)
         for key in dead:
             self.leave(key)
+
+    def gone_for_good(self) -> list[str]:
+        """The names of workers that went long ago, each told once."""
+        names: Any = self._redis.zrange(
+            self._names, "-inf", self._now() - NAME_LIFETIME, byscore=True
+        )
+        return [name for name in names if self._redis.zrem(self._names, name)]
 
     def _now(self) -> float:
         seconds, microseconds = self._redis.time()
@@ -110,7 +154,11 @@ class Fleet:
 def _node(text: str) -> Node:
     # A worker of a later version may say more of itself.
     known = {field.name for field in fields(Node)}
-    return Node(**{name: value for name, value in json.loads(text).items() if name in known})
+    said = {name: value for name, value in json.loads(text).items() if name in known}
+    for name in ("pools", "work_queues"):
+        if said.get(name) is not None:
+            said[name] = tuple(said[name])
+    return Node(**said)
 
 
 class NodeReporter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -26,17 +27,41 @@ class PollNudges:
     """
 
     def __init__(
-        self, redis: Redis, send_poll: Callable[[str], None], *, prefix: str = keys.PREFIX
+        self,
+        redis: Redis,
+        send_poll: Callable[[str], None],
+        *,
+        prefix: str = keys.PREFIX,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis = redis
         self._send_poll = send_poll
         self._prefix = prefix
+        self._wanting = f"{prefix}wanting"
+        self._wall_clock = wall_clock
 
     def nudge(self, pool: str) -> None:
         """Ask for a poll, unless one is at work or on its way already."""
         touched = [self._key(pool), locks.key(lock_name(pool), prefix=self._prefix)]
         if self._script(touched, [int(LIFETIME * 1000)]):
             self._send_poll(pool)
+
+    def slot_freed(self, pool: str) -> None:
+        """Ask for a poll of the pool whose run has left a slot, and of one that wants for slots."""
+        self.nudge(pool)
+        # In turn, since the first may have no use for this very slot.
+        longest: Any = self._redis.zrange(self._wanting, 0, 1)
+        for other in [name for name in longest if name != pool][:1]:
+            self._redis.zadd(self._wanting, {other: self._wall_clock()}, xx=True)
+            self.nudge(other)
+
+    def want(self, pool: str) -> None:
+        """Note that runs of a pool may be due for which there was no slot."""
+        self._redis.zadd(self._wanting, {pool: self._wall_clock()}, nx=True)
+
+    def want_no_more(self, pool: str) -> None:
+        """Note that every due run of a pool has a slot."""
+        self._redis.zrem(self._wanting, pool)
 
     def is_waiting(self, pool: str) -> bool:
         """Whether somebody nudged since the last take; leaves the nudge where it is."""

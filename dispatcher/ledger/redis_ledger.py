@@ -9,7 +9,7 @@ after a lost answer. Times are measured by Redis' clock alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -18,12 +18,23 @@ from redis import Redis
 
 from dispatcher.ledger import keys as key_names
 from dispatcher.ledger import scripts
-from dispatcher.ledger.claims import CancelResult, Claim, Lease, NewClaim, Refusal, Renewal, Stage
+from dispatcher.ledger.claims import (
+    ANYBODY,
+    CancelResult,
+    Claim,
+    Lease,
+    NewClaim,
+    Refusal,
+    Renewal,
+    Stage,
+    node_of,
+)
 
 # How long a closed claim is remembered, to refuse late deliveries of its message.
 RETENTION_SECONDS = 3600.0
 # How many claims are read at once: Redis answers nobody else meanwhile, for a few milliseconds.
 READ_CHUNK = 500
+PLACES = "places"
 
 
 class RedisLedger:
@@ -43,13 +54,20 @@ class RedisLedger:
         self._retention = _ms(retention_seconds)
 
     def open(
-        self, claims: Sequence[NewClaim], *, pool: str, transition_id: UUID, slots: int
+        self,
+        claims: Sequence[NewClaim],
+        *,
+        pool: str,
+        transition_id: UUID,
+        slots: int,
+        node: str = ANYBODY,
+        weight: int = 1,
     ) -> list[NewClaim]:
-        """Open those claims that find a free slot and no other open claim on their run."""
+        """Open those claims that find free slots of a worker and no open claim on their run."""
         if not claims:
             return []
         keys = [self._index, *(self._key(claim.flow_run_id) for claim in claims)]
-        args = [str(slots), pool, str(transition_id)]
+        args = [str(slots), pool, str(transition_id), node, str(weight)]
         for claim in claims:
             args += [str(claim.flow_run_id), str(claim.claim_id)]
         opened = set(self._scripts.open(keys, args))
@@ -59,17 +77,21 @@ class RedisLedger:
         """Note that Prefect accepted Pending; return the attempt, 0 if the claim is closed."""
         return int(self._scripts.accept([self._key(claim.flow_run_id)], [str(claim.claim_id)]))
 
-    def resend(self, claim: NewClaim) -> bool:
+    def resend(self, claim: NewClaim, *, node: str = ANYBODY) -> bool:
         """Note that a claim's message is sent again; false if it does not wait for its task."""
-        return bool(self._scripts.resend([self._key(claim.flow_run_id)], [str(claim.claim_id)]))
+        keys = [self._index, self._key(claim.flow_run_id)]
+        return bool(self._scripts.resend(keys, [str(claim.flow_run_id), str(claim.claim_id), node]))
 
-    def acquire(self, claim: NewClaim, *, owner: str) -> Lease | Refusal:
+    def acquire(
+        self, claim: NewClaim, *, owner: str, pools: Collection[str] = ()
+    ) -> Lease | Refusal:
         """Take the lease."""
-        keys = [self._key(claim.flow_run_id)]
-        answer = self._scripts.acquire(keys, [str(claim.claim_id), owner])
+        keys = [self._index, self._key(claim.flow_run_id)]
+        args = [str(claim.flow_run_id), str(claim.claim_id), owner, node_of(owner), *pools]
+        answer = self._scripts.acquire(keys, args)
         if answer[0]:
             return Refusal(answer[0])
-        fence, cancel, transition_id, attempt, pool = answer[1:]
+        fence, cancel, transition_id, attempt, pool, weight = answer[1:]
         return Lease(
             flow_run_id=claim.flow_run_id,
             claim_id=claim.claim_id,
@@ -79,6 +101,7 @@ class RedisLedger:
             transition_id=UUID(transition_id),
             attempt=int(attempt),
             cancel_requested=cancel == "1",
+            weight=int(weight),
         )
 
     def renew(self, lease: Lease) -> tuple[Renewal, bool]:
@@ -98,6 +121,8 @@ class RedisLedger:
             str(lease.attempt),
             lease.owner,
             str(lease.fence),
+            node_of(lease.owner),
+            str(lease.weight),
         ]
         return bool(self._scripts.restore(keys, args))
 
@@ -151,6 +176,10 @@ class RedisLedger:
         members: Any = self._redis.zrange(self._index, 0, -1)
         return {UUID(member) for member in members}
 
+    def used_slots(self, nodes: Sequence[str]) -> dict[str, int]:
+        """How many slots of each worker are taken by claims."""
+        return dict(zip(nodes, self._scripts.used([self._index], nodes), strict=True))
+
     def open_claims(self) -> list[Claim]:
         """Every claim that is not closed, oldest first."""
         indexes: Any = [self._redis.zrange(key, 0, -1) for key in (self._index, self._unreported)]
@@ -182,16 +211,17 @@ class _Scripts:
     """The Lua scripts that change or read claims."""
 
     def __init__(self, redis: Redis) -> None:
-        self.open = scripts.script(redis, "open")
+        self.open = scripts.script(redis, "open", after=PLACES)
         self.accept = scripts.script(redis, "accept")
-        self.resend = scripts.script(redis, "resend")
-        self.acquire = scripts.script(redis, "acquire")
+        self.resend = scripts.script(redis, "resend", after=PLACES)
+        self.acquire = scripts.script(redis, "acquire", after=PLACES)
         self.renew = scripts.script(redis, "renew")
-        self.restore = scripts.script(redis, "restore")
-        self.cancel = scripts.script(redis, "cancel")
-        self.finish = scripts.script(redis, "finish")
-        self.close = scripts.script(redis, "close")
-        self.expire = scripts.script(redis, "expire")
+        self.restore = scripts.script(redis, "restore", after=PLACES)
+        self.cancel = scripts.script(redis, "cancel", after=PLACES)
+        self.finish = scripts.script(redis, "finish", after=PLACES)
+        self.close = scripts.script(redis, "close", after=PLACES)
+        self.expire = scripts.script(redis, "expire", after=PLACES)
+        self.used = scripts.script(redis, "used", after=PLACES)
         self.forfeit = scripts.script(redis, "forfeit")
         self.read = scripts.script(redis, "read")
 
@@ -215,4 +245,6 @@ def _claim(fields: dict[str, str]) -> Claim:
         resends=int(fields.get("resends", "0")),
         cancel_requested=fields.get("cancel") == "1",
         outcome=fields.get("outcome", ""),
+        meant_for=fields.get("node", ANYBODY),
+        weight=int(fields.get("weight", "1")),
     )

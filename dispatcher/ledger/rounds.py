@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-
 from redis import Redis
 
 from dispatcher.ledger import keys
 
 # Of the time between two ticks: a little less, so that no tick finds the last round too young.
 SHARE = 0.8
-
-
-def scope_of(pools: Iterable[str]) -> str:
-    """A short name for a set of pools, since fleets with different ones may share a ledger."""
-    return hashlib.sha256("\0".join(sorted(pools)).encode()).hexdigest()[:16]
 
 
 class Rounds:

@@ -39,11 +39,13 @@ class Drain:
             self._fleet.drain(node)
 
     def running(self, nodes: Sequence[fleet.Node]) -> dict[str, int]:
-        """How many runs each worker still has."""
-        held = Counter(
-            claim.node for claim in self._ledger.open_claims() if claim.stage is claims.Stage.HELD
+        """How many runs each worker still has, or will have: what is meant for it, it takes."""
+        theirs = Counter(
+            claim.meant_for
+            for claim in self._ledger.open_claims()
+            if claim.stage is not claims.Stage.FINISHED
         )
-        return {node.name: held[node.name] for node in nodes}
+        return {node.name: theirs[node.name] for node in nodes}
 
     def heeded(self, nodes: Sequence[fleet.Node]) -> bool:
         """Whether every one of the workers takes no new runs any more, or is gone."""

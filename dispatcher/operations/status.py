@@ -38,7 +38,8 @@ class WorkPoolStatus:
 
     ``type``, ``status`` (READY, NOT_READY or PAUSED) and ``work_queues`` are Prefect's, and
     ``None`` where it could not tell; ``last_poll_seconds`` is the age of the last poll, ``None``
-    if there was none or Redis could not tell.
+    if there was none or Redis could not tell. ``slots`` are those of the ``workers`` that serve the
+    pool, and ``None`` if Redis could not tell; workers that serve several pools count in each.
     """
 
     name: str
@@ -46,13 +47,18 @@ class WorkPoolStatus:
     status: str | None = None
     work_queues: tuple[WorkQueueStatus, ...] | None = None
     last_poll_seconds: float | None = None
+    slots: int | None = None
+    free_slots: int | None = None
+    workers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A Celery worker that is alive; ``used`` of its ``slots`` execute a run now.
+    """A Celery worker that is alive; ``used`` of its ``slots`` are taken by runs.
 
-    ``held_up`` says why it takes fewer runs than it could, and is empty if nothing keeps it.
+    ``held_up`` says why it takes fewer runs than it could, and is empty if nothing keeps it. It
+    executes runs of its ``pools``, ``None`` if its version does not say, and there of the work
+    queues of the names ``work_queues``, if there are any.
     """
 
     name: str
@@ -62,6 +68,13 @@ class WorkerStatus:
     slots: int
     used: int
     held_up: str = ""
+    pools: tuple[str, ...] | None = None
+    work_queues: tuple[str, ...] = ()
+
+    def serves(self, pool: str) -> bool:
+        """Whether it executes runs of a pool."""
+        takes_runs = bool(self.slots or self.held_up)
+        return takes_runs and (self.pools is None or pool in self.pools)
 
     @property
     def free(self) -> int:
@@ -88,8 +101,8 @@ class WaitingRun:
 class Status:
     """The fleet and its work. What Redis could not tell is ``None``.
 
-    ``claims`` counts the open claims of all pools by stage. ``problems`` has one sentence for each
-    part that did not answer or is missing.
+    ``claims`` counts the open claims of all pools by stage, which take ``used`` slots. ``problems``
+    has one sentence for each part that did not answer or is missing.
     """
 
     pools: tuple[WorkPoolStatus, ...]
@@ -97,6 +110,7 @@ class Status:
     claims: Mapping[Stage, int] | None
     oldest_waiting: WaitingRun | None
     problems: tuple[str, ...]
+    used: int | None = None
 
     @property
     def slots(self) -> int | None:
@@ -106,10 +120,9 @@ class Status:
     @property
     def free_slots(self) -> int | None:
         """How many more runs the fleet may claim now."""
-        if self.slots is None or self.claims is None:
+        if self.slots is None or self.used is None:
             return None
-        used = sum(self.claims.get(stage, 0) for stage in SLOT_STAGES)
-        return planning.free_slots(slots=self.slots, open_claims=used)
+        return planning.free_slots(slots=self.slots, used=self.used)
 
     def to_json(self) -> dict[str, Any]:
         """The status as JSON values, with the field names of these classes."""
@@ -138,8 +151,9 @@ def get_status(
     prefect = _ask_prefect(api, pools, work_queues)
     store = _ask_redis(redis, pools)
     found = Status(
+        used=store.used,
         pools=tuple(
-            dataclasses.replace(pool, last_poll_seconds=store.poll_ages.get(pool.name))
+            _with_workers(pool, store.workers, store.poll_ages.get(pool.name))
             for pool in prefect.pools
         ),
         workers=store.workers,
@@ -147,11 +161,22 @@ def get_status(
         oldest_waiting=_longest(prefect.late, store.unclaimed),
         problems=(*prefect.problems, *store.problems),
     )
-    if found.free_slots or not store.held:
-        return found
-    return dataclasses.replace(
-        found, problems=(*found.problems, *_standstill(api, pools, store.held))
-    )
+    further = _unserved(api, found.pools)
+    if store.held and not found.free_slots:
+        further += _standstill(api, pools, store.held)
+    return dataclasses.replace(found, problems=(*found.problems, *further))
+
+
+def _unserved(api: client.PrefectClient, pools: Sequence[WorkPoolStatus]) -> list[str]:
+    """Name the pools that have due runs and nobody to execute them."""
+    try:
+        return [
+            f"Work pool {pool.name!r} has due runs and no worker that serves it"
+            for pool in pools
+            if pool.workers == () and pool.type and _late_run(api, [pool.name], ()) is not None
+        ]
+    except errors.ApiError:
+        return []
 
 
 def _standstill(
@@ -172,11 +197,27 @@ class _FromPrefect:
     problems: tuple[str, ...] = ()
 
 
+def _with_workers(
+    pool: WorkPoolStatus, workers: Sequence[WorkerStatus] | None, poll_age: float | None
+) -> WorkPoolStatus:
+    if workers is None:
+        return dataclasses.replace(pool, last_poll_seconds=poll_age)
+    serving = [worker for worker in workers if worker.serves(pool.name)]
+    return dataclasses.replace(
+        pool,
+        last_poll_seconds=poll_age,
+        slots=sum(worker.slots for worker in serving),
+        free_slots=sum(worker.free for worker in serving),
+        workers=tuple(worker.name for worker in serving),
+    )
+
+
 @dataclass(frozen=True)
 class _FromRedis:
     poll_ages: Mapping[str, float]
     workers: tuple[WorkerStatus, ...] | None = None
     claims: Mapping[Stage, int] | None = None
+    used: int | None = None
     unclaimed: WaitingRun | None = None
     held: Collection[UUID] = ()
     problems: tuple[str, ...] = ()
@@ -253,6 +294,7 @@ def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
         poll_ages=ages,
         workers=_workers(nodes, claims),
         claims={stage: counts[stage] for stage in OPEN_STAGES},
+        used=sum(claim.weight for claim in claims if claim.stage in SLOT_STAGES),
         unclaimed=_unclaimed(claims, now=seconds + microseconds / 1_000_000),
         held={claim.flow_run_id for claim in claims if claim.stage in SLOT_STAGES},
         problems=() if nodes else ("No worker is alive",),
@@ -260,7 +302,10 @@ def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
 
 
 def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[WorkerStatus, ...]:
-    used = Counter(claim.node for claim in claims if claim.stage is Stage.HELD)
+    used: Counter[str] = Counter()
+    for claim in claims:
+        if claim.stage in SLOT_STAGES:
+            used[claim.meant_for or claim.node] += claim.weight
     return tuple(
         WorkerStatus(
             name=node.name,
@@ -270,6 +315,8 @@ def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[Work
             slots=node.slots,
             used=used[node.name],
             held_up=node.held_up,
+            pools=node.pools,
+            work_queues=node.work_queues,
         )
         for node in nodes
     )

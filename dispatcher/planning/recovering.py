@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from dispatcher.ledger import claims
@@ -86,16 +86,24 @@ Action = Settle | Resend | TakeBack | Deliver
 
 
 def plan_recovery(
-    open_claims: Iterable[claims.Claim], *, now: float, limits: Limits, leases_count: bool
+    open_claims: Iterable[claims.Claim],
+    *,
+    now: float,
+    limits: Limits,
+    leases_count: bool,
+    alive: Collection[str] = (),
 ) -> list[Action]:
     """Choose what to do about each claim that is overdue at ``now``, by the ledger's clock.
 
+    A message that was meant for a worker that is not among those ``alive``, the names of some that
+    are, is lost for certain.
     ``leases_count`` is false for a while after the ledger was away: holders could not renew then.
     One that is known to be dead need not be waited for.
     """
     actions: list[Action] = []
     for claim in open_claims:
-        if now - claim.touched_at < limits.untouched(claim.stage):
+        is_overdue = now - claim.touched_at >= limits.untouched(claim.stage)
+        if not is_overdue and not _is_stranded(claim, alive):
             continue
         if claim.stage is Stage.OPENED:
             actions.append(Settle(claim))
@@ -106,6 +114,11 @@ def plan_recovery(
         elif leases_count or claim.is_forfeited:
             actions.append(TakeBack(claim))
     return actions
+
+
+def _is_stranded(claim: claims.Claim, alive: Collection[str]) -> bool:
+    waits = claim.stage is Stage.PENDING and claim.meant_for != claims.ANYBODY
+    return waits and bool(alive) and claim.meant_for not in alive
 
 
 def is_unfinished(run: schemas.FlowRun) -> bool:

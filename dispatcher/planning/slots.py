@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def free_slots(*, slots: int, open_claims: int) -> int:
-    """How many runs may be claimed now."""
-    return max(slots - open_claims, 0)
+def free_slots(*, slots: int, used: int) -> int:
+    """How many slots are free."""
+    return max(slots - used, 0)
 
 
 def run_slots(*, concurrency: int, serves_control: bool, serves_runs: bool) -> int:

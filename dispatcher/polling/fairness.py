@@ -48,10 +48,10 @@ class Turns:
 
     def __init__(
         self,
-        *,
         api: client.PrefectClient,
         taken: turns_taken.TurnsTaken,
         known: catalog.Catalog,
+        *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api

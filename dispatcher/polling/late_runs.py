@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from dispatcher import errors, planning
+from dispatcher.polling import endings
 from dispatcher.prefect_api import catalog, client, schemas
 
 State = schemas.StateType
@@ -71,25 +72,12 @@ class LateRuns:
         for _ in range(MAX_PAGES):
             page = self._api.read_flow_runs(wanted, limit=client.PAGE_LIMIT, sort=NEWEST_FIRST)
             doomed = [run.id for run in planning.too_late(page, rule, now)]
-            skipped += self._cancel(doomed, rule.skipped)
+            skipped += endings.end_unclaimed(self._api, doomed, rule.skipped)
             if len(page) < client.PAGE_LIMIT or not doomed:
                 break
         if skipped:
             logger.info("%d late runs of deployment %s were skipped", skipped, deployment_id)
         return skipped
-
-    def _cancel(self, run_ids: Sequence[UUID], end: planning.Report) -> int:
-        if not run_ids:
-            return 0
-        proposal = schemas.StateProposal(type=end.state, message=end.message)
-        try:
-            # One that somebody has claimed meanwhile is started, and not skipped.
-            results = self._api.bulk_set_flow_run_state(
-                run_ids, proposal, only_state_types=[State.SCHEDULED]
-            )
-        except errors.BulkNotSupported:
-            results = [self._api.set_flow_run_state(run_id, proposal) for run_id in run_ids]
-        return sum(result.status is schemas.OrchestrationStatus.ACCEPT for result in results)
 
 
 def _by_deployment(runs: Iterable[schemas.FlowRun]) -> dict[UUID, list[schemas.FlowRun]]:

@@ -12,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from dispatcher import error_boundary, errors, planning
-from dispatcher.ledger import claims, fleet, last_polls, locks, poll_nudges
-from dispatcher.polling import fairness, late_runs, parallel_calls
+from dispatcher.ledger import claims, last_polls, locks, poll_nudges
+from dispatcher.polling import fairness, late_runs, parallel_calls, places
 from dispatcher.prefect_api import catalog, client, schemas
 from dispatcher.preparation import job_preparation
 
@@ -34,7 +34,7 @@ CONNECTIONS = 6
 
 logger = logging.getLogger(__name__)
 
-Publish = Callable[[schemas.FlowRun, claims.NewClaim, str, int], None]
+Publish = Callable[[schemas.FlowRun, claims.NewClaim, str, int, str], None]
 CallLater = Callable[[float, Callable[[], None]], None]
 
 
@@ -70,14 +70,13 @@ class Poller:
         known: catalog.Catalog,
         order: fairness.Turns,
         late: late_runs.LateRuns,
-        workers: fleet.Fleet,
+        slots: places.Places,
         mutex: locks.Locks,
         calls: poll_nudges.PollNudges,
         record: last_polls.LastPolls,
         publish: Publish,
         find_executor: job_preparation.FindExecutor,
         worker_name: str,
-        work_queues: Sequence[str] = (),
         prefetch_seconds: float = 10.0,
         connections: int = CONNECTIONS,
         stay_seconds: float = STAY_SECONDS,
@@ -93,14 +92,13 @@ class Poller:
         self._catalog = known
         self._turns = order
         self._late = late
-        self._fleet = workers
+        self._places = slots
         self._locks = mutex
         self._nudges = calls
         self._polls = record
         self._publish = publish
         self._worker_name = worker_name
         self._find_executor = find_executor
-        self._work_queues = tuple(work_queues)
         self._prefetch = timedelta(seconds=prefetch_seconds)
         self._connections = connections
         self._stay_seconds = stay_seconds
@@ -164,31 +162,56 @@ class Poller:
         return claimed, False
 
     def _round(self, pool: str, refused: frozenset[UUID]) -> _Round:
-        slots = self._fleet.slots()
-        claimed = self._ledger.open_run_ids()
-        free = planning.free_slots(slots=slots, open_claims=len(claimed))
+        rooms = self._places.rooms(pool)
+        free = planning.free_places(rooms)
         if not free or not self._is_served(pool):
+            self._nudges.want(pool)
             return _Round()
         limit = min(free, client.PAGE_LIMIT)
+        rows, plan = self._plan(pool, rooms, refused, limit)
+        if plan.left and len(rows) >= limit:
+            # Behind those for which there is no place there may be some for which there is one.
+            limit = client.PAGE_LIMIT
+            rows, plan = self._plan(pool, rooms, refused, limit)
+        done = self._claim_all(pool, plan.placed, is_full=len(rows) >= limit)
+        if plan.left or len(rows) >= limit:
+            self._nudges.want(pool)
+        else:
+            self._nudges.want_no_more(pool)
+        return done
+
+    def _plan(
+        self,
+        pool: str,
+        rooms: Sequence[planning.Room],
+        refused: frozenset[UUID],
+        limit: int,
+    ) -> tuple[Sequence[schemas.ScheduledFlowRun], places.Placement]:
         now = self._now()
+        claimed = self._ledger.open_run_ids()
         due_before = now + self._prefetch
-        rows = self._due(pool, due_before=due_before, limit=limit)
+        queues = self._places.queues_to_ask(pool, rooms)
+        rows = self._due(pool, queues, due_before=due_before, limit=limit)
         if self._late.skip(rows, now):
-            rows = self._due(pool, due_before=due_before, limit=limit)
+            rows = self._due(pool, queues, due_before=due_before, limit=limit)
         self._come_back(pool, rows, now)
         look = self._turns.look(pool, rows, limit=limit, due_before=due_before, refused=refused)
-        runs = planning.plan_claims(
-            rows,
-            look.others,
-            claimed=claimed,
-            free_slots=free,
-            served=look.served,
-            refused=refused,
-            now=now,
-        )
+
+        def choose(free: int, left: frozenset[UUID]) -> Sequence[schemas.FlowRun]:
+            return planning.plan_claims(
+                rows,
+                look.others,
+                claimed=claimed | left,
+                free_slots=free,
+                served=look.served,
+                refused=refused,
+                now=now,
+            )
+
+        plan = self._places.place(pool, choose, rooms, now)
         if look.contested:
-            self._turns.note(pool, runs)
-        return self._claim_all(pool, runs, slots=slots, is_full=len(rows) >= limit)
+            self._turns.note(pool, [each.run for each in plan.placed])
+        return rows, plan
 
     def _come_back(
         self, pool: str, rows: Sequence[schemas.ScheduledFlowRun], now: datetime
@@ -203,21 +226,21 @@ class Poller:
         with contextlib.suppress(*error_boundary.EXPECTED):  # the next tick polls as well
             self._nudges.nudge(pool)
 
-    def _claim_all(
-        self, pool: str, runs: Sequence[schemas.FlowRun], *, slots: int, is_full: bool
-    ) -> _Round:
+    def _claim_all(self, pool: str, plan: Sequence[places.Placed], *, is_full: bool) -> _Round:
         """Claim runs side by side; one that fails leaves the others alone.
 
         ``is_full`` says that the server may have more to show, for which there is room where
         something was refused.
         """
         granted = parallel_calls.for_each(
-            runs,
-            lambda run: self._claim(pool, run, slots=slots),
+            plan,
+            lambda placed: self._claim(pool, placed),
             threads=self._connections,
             only_its_own=errors.ApiResponseError,
         )
-        refused = {planning.turn_of(run) for run, ok in zip(runs, granted, strict=True) if not ok}
+        refused = {
+            planning.turn_of(placed.run) for placed, ok in zip(plan, granted, strict=True) if not ok
+        }
         return _Round(
             granted=sum(granted),
             has_more=is_full and bool(refused or sum(granted) >= client.PAGE_LIMIT),
@@ -232,31 +255,39 @@ class Poller:
             return False
 
     def _due(
-        self, pool: str, *, due_before: datetime, limit: int
+        self, pool: str, work_queues: Sequence[str], *, due_before: datetime, limit: int
     ) -> list[schemas.ScheduledFlowRun]:
         return self._api.get_scheduled_flow_runs(
             pool,
-            work_queue_names=self._work_queues,
+            work_queue_names=work_queues,
             scheduled_before=due_before,
             limit=limit,
         )
 
-    def _claim(self, pool: str, run: schemas.FlowRun, *, slots: int) -> bool:
+    def _claim(self, pool: str, placed: places.Placed) -> bool:
         """Claim and publish one run; false if it has gone to somebody else, or no slot is free.
 
         Each run has a request of its own: Prefect 3.8 writes what it notes on the state of one run
         of a request (its scheduled time, its concurrency lease) on the next ones too, which would
         start early or end with the other's lease.
         """
+        run, room = placed.run, placed.room
         claim = claims.NewClaim(run.id, uuid4())
         transition_id = claims.new_transition_id(self._worker_name)
-        if not self._ledger.open([claim], pool=pool, transition_id=transition_id, slots=slots):
+        if not self._ledger.open(
+            [claim],
+            pool=pool,
+            transition_id=transition_id,
+            slots=room.slots,
+            node=room.node,
+            weight=placed.weight,
+        ):
             return False
         if not self._is_granted(run.id, transition_id):
             self._ledger.close(claim)
             return False
         if attempt := self._ledger.accept(claim):
-            self._publish(run, claim, pool, attempt)
+            self._publish(run, claim, pool, attempt, room.node)
         return True
 
     def _is_granted(self, run_id: UUID, transition_id: UUID) -> bool:

@@ -49,6 +49,9 @@ DUE = (
 
 logger = logging.getLogger(__name__)
 
+# The work pools that the fleet serves now.
+Pools = Callable[[], Sequence[str]]
+
 
 class Stream(Protocol):
     """What is needed of a stream of events."""
@@ -90,15 +93,15 @@ class DueRuns:
     lock = DUE_LOCK
     names = DUE
 
-    def __init__(self, pools: Sequence[str], read_pool: Callable[[str], schemas.WorkPool]) -> None:
-        self._pools = tuple(pools)
+    def __init__(self, pools: Pools, read_pool: Callable[[str], schemas.WorkPool]) -> None:
+        self._pools = pools
         self._read_pool = read_pool
         self._by_resource: dict[str, str] = {}
 
     def resources(self) -> Sequence[str]:
         """The pools; raises :class:`dispatcher.errors.ApiError` if one cannot be read."""
         self._by_resource = {
-            f"prefect.work-pool.{self._read_pool(name).id}": name for name in self._pools
+            f"prefect.work-pool.{self._read_pool(name).id}": name for name in self._pools()
         }
         return tuple(self._by_resource)
 
@@ -114,10 +117,8 @@ class Cancels:
     lock = CANCELS_LOCK
     names = (CANCELLING,)
 
-    def __init__(
-        self, pools: Sequence[str], find_claim: Callable[[UUID], claims.Claim | None]
-    ) -> None:
-        self._pools = tuple(pools)
+    def __init__(self, pools: Pools, find_claim: Callable[[UUID], claims.Claim | None]) -> None:
+        self._pools = pools
         self._find_claim = find_claim
 
     def resources(self) -> Sequence[str]:
@@ -131,10 +132,11 @@ class Cancels:
             redis.RedisError: the ledger is away.
         """
         named = {each.get("prefect.resource.name") for each in event.related if _is_pool(each)}
-        for pool in self._pools:
+        pools = self._pools()
+        for pool in pools:
             if pool in named:
                 return pool
-        return self._pools[0] if self._was_held(event.resource.get(RESOURCE_ID, "")) else None
+        return pools[0] if self._was_held(event.resource.get(RESOURCE_ID, "")) else None
 
     def _was_held(self, resource_id: str) -> bool:
         try:
@@ -160,7 +162,7 @@ class Subscription:
         topic: Topic,
         *,
         open_stream: OpenStream,
-        pools: Sequence[str],
+        pools: Pools,
         mutex: locks.Locks,
         tell: Callable[[str], None],
         monotonic: Callable[[], float] = time.monotonic,
@@ -168,7 +170,9 @@ class Subscription:
         self._topic = topic
         self._open_stream = open_stream
         self._locks = mutex
-        self._bells = {pool: _Bell(tell, pool, monotonic) for pool in pools}
+        self._tell = tell
+        self._pools = pools
+        self._bells: dict[str, _Bell] = {}
         self._monotonic = monotonic
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._is_told = False
@@ -211,15 +215,18 @@ class Subscription:
         until = self._monotonic() + RECONNECT_SECONDS
         with self._open_stream(names=self._topic.names, resource_ids=resources) as stream:
             self._note_success()
-            for bell in self._bells.values():
-                bell.ask()
+            for pool in self._pools():
+                self._bell(pool).ask()
             while lease.is_held() and not self._stopping.is_set() and self._monotonic() < until:
                 for bell in self._bells.values():
                     bell.ring_if_due()
                 event = stream.receive(self._patience())
-                pool = self._topic.pool_of(event) if event is not None else None
-                if pool is not None:
-                    self._bells[pool].ask()
+                concerned = self._topic.pool_of(event) if event is not None else None
+                if concerned is not None:
+                    self._bell(concerned).ask()
+
+    def _bell(self, pool: str) -> _Bell:
+        return self._bells.setdefault(pool, _Bell(self._tell, pool, self._monotonic))
 
     def _patience(self) -> float:
         return min([RENEW_SECONDS, *(bell.due_in() for bell in self._bells.values())])

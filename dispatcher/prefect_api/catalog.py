@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from dispatcher.prefect_api import client, schemas
@@ -67,9 +67,9 @@ class Catalog:
             api.read_deployment, DEPLOYMENT_LIFETIME, monotonic
         )
         self._flows: _Memory[UUID, schemas.Flow] = _Memory(api.read_flow, FLOW_LIFETIME, monotonic)
-        # Names of deployments hardly ever change, unlike what else they hold.
-        self._names: _Memory[UUID, str] = _Memory(
-            lambda deployment_id: api.read_deployment(deployment_id).name, FLOW_LIFETIME, monotonic
+        # What hardly ever changes of a deployment, and is asked for at each of its runs.
+        self._basics: _Memory[UUID, schemas.Deployment] = _Memory(
+            api.read_deployment, FLOW_LIFETIME, monotonic
         )
 
     def pool(self, name: str) -> schemas.WorkPool:
@@ -96,4 +96,8 @@ class Catalog:
         flow = self._flows.get(run.flow_id).name
         if run.deployment_id is None:
             return flow
-        return f"{flow}/{self._names.get(run.deployment_id)}"
+        return f"{flow}/{self._basics.get(run.deployment_id).name}"
+
+    def job_variable(self, deployment_id: UUID, name: str) -> Any:
+        """A job variable of a deployment, ``None`` without one; at most ``FLOW_LIFETIME`` old."""
+        return self._basics.get(deployment_id).job_variables.get(name)

@@ -21,10 +21,11 @@ class Messenger(Protocol):
         pool: str,
         *,
         attempt: int,
+        node: str = claims.ANYBODY,
         title: str = "",
         page: str = "",
     ) -> None:
-        """Send a claimed run to the workers, to be shown under a title, with a link to its page."""
+        """Send a claimed run to a worker, to be shown under a title, with a link to its page."""
 
     def send_poll(self, pool: str) -> None:
         """Ask for a poll now."""
@@ -51,11 +52,18 @@ class Publisher:
         self._ui_url = ui_url
 
     def publish(
-        self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str, attempt: int
+        self,
+        run: schemas.FlowRun,
+        claim: claims.NewClaim,
+        pool: str,
+        attempt: int,
+        node: str = claims.ANYBODY,
     ) -> None:
-        """Send a claimed run of a pool; without a title if Prefect does not tell its names."""
+        """Send a claimed run to a worker; without a title if Prefect does not tell its names."""
         title = ""
         with contextlib.suppress(errors.ApiError):
             title = self._catalog.title(run)
         page = ui_links.run_link(self._ui_url, run.id)
-        self._messenger.send_execute(run, claim, pool, attempt=attempt, title=title, page=page)
+        self._messenger.send_execute(
+            run, claim, pool, attempt=attempt, node=node, title=title, page=page
+        )

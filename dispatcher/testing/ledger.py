@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
 from dispatcher.ledger import redis_ledger
 from dispatcher.ledger.claims import (
+    ANYBODY,
     FORFEITED_AT,
     CancelResult,
     Claim,
@@ -22,6 +23,7 @@ from dispatcher.ledger.claims import (
     Refusal,
     Renewal,
     Stage,
+    node_of,
 )
 
 _REFUSALS = {Stage.CLOSED: Refusal.CLOSED, Stage.FINISHED: Refusal.FINISHED}
@@ -59,31 +61,44 @@ class InMemoryLedger:
             self._entries.clear()
 
     def open(
-        self, claims: Sequence[NewClaim], *, pool: str, transition_id: UUID, slots: int
+        self,
+        claims: Sequence[NewClaim],
+        *,
+        pool: str,
+        transition_id: UUID,
+        slots: int,
+        node: str = ANYBODY,
+        weight: int = 1,
     ) -> list[NewClaim]:
-        """Open those claims that find a free slot and no other open claim on their run."""
+        """Open those claims that find free slots of a worker and no open claim on their run."""
         with self._lock:
-            return [claim for claim in claims if self._open(claim, pool, transition_id, slots)]
+            now = self.now()
+            wanted = [
+                Claim(
+                    flow_run_id=claim.flow_run_id,
+                    claim_id=claim.claim_id,
+                    pool=pool,
+                    transition_id=transition_id,
+                    stage=Stage.OPENED,
+                    attempt=1,
+                    opened_at=now,
+                    touched_at=now,
+                    meant_for=node,
+                    weight=weight,
+                )
+                for claim in claims
+            ]
+            return [claim.new for claim in wanted if self._open(claim, slots)]
 
-    def _open(self, claim: NewClaim, pool: str, transition_id: UUID, slots: int) -> bool:
+    def _open(self, claim: Claim, slots: int) -> bool:
         kept = self._find(claim.flow_run_id)
         if kept is not None and kept.stage is not Stage.CLOSED:
             return kept.claim_id == claim.claim_id
-        if len(self._using_slots()) >= slots:
+        if self._used(claim.meant_for) + claim.weight > slots:
             return False
-        self._keep(
-            Claim(
-                flow_run_id=claim.flow_run_id,
-                claim_id=claim.claim_id,
-                pool=pool,
-                transition_id=transition_id,
-                stage=Stage.OPENED,
-                attempt=(kept.attempt if kept else 0) + 1,
-                opened_at=self.now(),
-                touched_at=self.now(),
-                fence=kept.fence if kept else 0,
-            )
-        )
+        if kept is not None:
+            claim = replace(claim, attempt=kept.attempt + 1, fence=kept.fence)
+        self._keep(claim)
         return True
 
     def accept(self, claim: NewClaim) -> int:
@@ -96,29 +111,36 @@ class InMemoryLedger:
                 self._keep(replace(kept, stage=Stage.PENDING, touched_at=self.now()))
             return kept.attempt
 
-    def resend(self, claim: NewClaim) -> bool:
+    def resend(self, claim: NewClaim, *, node: str = ANYBODY) -> bool:
         """Note that a claim's message is sent again; false if it does not wait for its task."""
         with self._lock:
             kept = self._find(claim.flow_run_id, claim.claim_id)
             if kept is None or kept.stage is not Stage.PENDING:
                 return False
-            self._keep(replace(kept, resends=kept.resends + 1, touched_at=self.now()))
+            resends = kept.resends + 1
+            self._keep(replace(kept, resends=resends, touched_at=self.now(), meant_for=node))
             return True
 
-    def acquire(self, claim: NewClaim, *, owner: str) -> Lease | Refusal:
+    def acquire(
+        self, claim: NewClaim, *, owner: str, pools: Collection[str] = ()
+    ) -> Lease | Refusal:
         """Take the lease."""
         with self._lock:
             kept = self._find(claim.flow_run_id)
             if kept is None:
                 return Refusal.MISSING
-            if kept.claim_id != claim.claim_id:
-                return Refusal.SUPERSEDED
-            if kept.stage in _REFUSALS:
-                return _REFUSALS[kept.stage]
-            if kept.stage is Stage.HELD and kept.owner != owner:
-                return Refusal.HELD
+            refusal = _refusal(kept, claim.claim_id, owner, pools)
+            if refusal is not None:
+                return refusal
             fence = kept.fence if kept.stage is Stage.HELD else self._next_fence(kept)
-            held = replace(kept, stage=Stage.HELD, owner=owner, fence=fence, touched_at=self.now())
+            held = replace(
+                kept,
+                stage=Stage.HELD,
+                owner=owner,
+                fence=fence,
+                touched_at=self.now(),
+                meant_for=node_of(owner),
+            )
             self._keep(held)
             return _lease(held)
 
@@ -154,6 +176,8 @@ class InMemoryLedger:
                     touched_at=self.now(),
                     owner=lease.owner,
                     fence=lease.fence,
+                    meant_for=node_of(lease.owner),
+                    weight=lease.weight,
                 )
             )
             return True
@@ -237,6 +261,11 @@ class InMemoryLedger:
         with self._lock:
             return self._using_slots()
 
+    def used_slots(self, nodes: Sequence[str]) -> dict[str, int]:
+        """How many slots of each worker are taken by claims."""
+        with self._lock:
+            return {node: self._used(node) for node in nodes}
+
     def open_claims(self) -> list[Claim]:
         """Every claim that is not closed, oldest first."""
         with self._lock:
@@ -266,10 +295,25 @@ class InMemoryLedger:
         closed = replace(claim, stage=Stage.CLOSED, attempt=attempt)
         self._entries[claim.flow_run_id] = _Entry(closed, self.now() + self._retention)
 
+    def _used(self, node: str) -> int:
+        using = (self._entries[run_id].claim for run_id in self._using_slots())
+        return sum(claim.weight for claim in using if claim.meant_for == node)
+
     def _using_slots(self) -> set[UUID]:
         ended = {Stage.CLOSED, Stage.FINISHED}
         entries = self._entries.items()
         return {run_id for run_id, entry in entries if entry.claim.stage not in ended}
+
+
+def _refusal(kept: Claim, claim_id: UUID, owner: str, pools: Collection[str]) -> Refusal | None:
+    if kept.claim_id != claim_id:
+        return Refusal.SUPERSEDED
+    if kept.stage in _REFUSALS:
+        return _REFUSALS[kept.stage]
+    if pools and kept.pool not in pools:
+        return Refusal.FOREIGN
+    is_others = kept.stage is Stage.HELD and kept.owner != owner
+    return Refusal.HELD if is_others else None
 
 
 def _attempts_left(kept: Claim, *, ended: bool) -> int:
@@ -294,4 +338,5 @@ def _lease(held: Claim) -> Lease:
         transition_id=held.transition_id,
         attempt=held.attempt,
         cancel_requested=held.cancel_requested,
+        weight=held.weight,
     )

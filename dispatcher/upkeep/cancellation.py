@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from uuid import UUID
 
 from dispatcher import errors, planning
@@ -19,6 +19,8 @@ LOCK_SECONDS = 15.0
 ORPHAN_GRACE_SECONDS = 5.0
 # Between two looks for runs that are in no pool, for each page that is read.
 ADRIFT_SECONDS = 5.0
+ROUND = "cancel"
+ADRIFT_ROUND = "cancel:adrift"
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +54,7 @@ class Canceller:
         reporter: state_reporter.Reporter,
         revoke: Revoke,
         kill: Kill,
-        pools: Sequence[str],
-        work_queues: Sequence[str] = (),
+        queues: Callable[[], Mapping[str, tuple[str, ...]]],
         round_seconds: float = 0.0,
     ) -> None:
         self._api = api
@@ -63,11 +64,10 @@ class Canceller:
         self._reporter = reporter
         self._revoke = revoke
         self._kill = kill
-        self._pools = tuple(pools)
-        self._work_queues = tuple(work_queues)
+        self._queues = queues
         self._round_seconds = round_seconds
-        self._round = f"cancel:{rounds.scope_of(pools)}"
-        self._adrift_round = f"{self._round}:adrift"
+        self._round = ROUND
+        self._adrift_round = ADRIFT_ROUND
 
     def cancel(self) -> int:
         """Act on every run that is to be cancelled; return how many there are.
@@ -96,12 +96,14 @@ class Canceller:
 
     def _of_pools(self) -> Iterator[schemas.FlowRun]:
         """Runs of the pools: also those that nobody holds any more."""
-        wanted = dataclasses.replace(
-            CANCELLING, work_pool_names=self._pools, work_queue_names=self._work_queues
-        )
-        # All pages, since runs that cannot be cancelled from here might fill the first.
-        for page in self._api.flow_run_pages(wanted):
-            yield from page
+        together: dict[tuple[str, ...], list[str]] = {}
+        for pool, queues in self._queues().items():
+            together.setdefault(queues, []).append(pool)
+        for queues, pools in together.items():
+            wanted = dataclasses.replace(CANCELLING, work_pool_names=pools, work_queue_names=queues)
+            # All pages, since runs that cannot be cancelled from here might fill the first.
+            for page in self._api.flow_run_pages(wanted):
+                yield from page
 
     def _held(self) -> Iterator[schemas.FlowRun]:
         """Runs that have a claim, wherever they are now."""

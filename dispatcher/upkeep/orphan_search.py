@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from uuid import UUID
 
 from dispatcher import planning
@@ -15,6 +15,9 @@ MAX_REMEMBERED = 10_000
 ADRIFT_SECONDS = 10.0  # between two looks, for each page that is read
 
 State = schemas.StateType
+
+SCOPE = "orphans"
+ADRIFT_SCOPE = "orphans:adrift"
 
 OF_POOLS = (State.PENDING, State.RUNNING, State.PAUSED)
 # Of a run that is in no pool any more, nobody else finds that it is to be cancelled.
@@ -36,16 +39,15 @@ class OrphanSearch:
         book: claims.Ledger,
         seen: recovery_memory.RecoveryMemory,
         turns: rounds.Rounds,
-        pools: Collection[str],
+        pools: Callable[[], Collection[str]],
         worker_name: str,
     ) -> None:
         self._api = api
         self._ledger = book
         self._observations = seen
         self._rounds = turns
-        self._pools = frozenset(pools)
+        self._pools = pools
         self._worker_name = worker_name
-        self._scope = rounds.scope_of(pools)
         self._ours: dict[UUID, bool] = {}
 
     def find(self, claimed: Collection[UUID]) -> list[schemas.FlowRun]:
@@ -57,12 +59,12 @@ class OrphanSearch:
             errors.ApiError: the API could not be asked.
         """
         return [
-            *self._long_unclaimed(self._of_pools(), claimed, self._scope),
+            *self._long_unclaimed(self._of_pools(), claimed, SCOPE),
             *self._long_adrift(claimed),
         ]
 
     def _long_adrift(self, claimed: Collection[UUID]) -> list[schemas.FlowRun]:
-        scope = f"{self._scope}:adrift"
+        scope = ADRIFT_SCOPE
         if not self._rounds.begin(scope, seconds=ADRIFT_SECONDS):
             return []
         pages = list(self._api.flow_run_pages(_unfinished(ADRIFT)))
@@ -81,7 +83,7 @@ class OrphanSearch:
         return [candidates[run_id] for run_id in lost if self._is_ours(candidates[run_id])]
 
     def _of_pools(self) -> Iterator[schemas.FlowRun]:
-        for page in self._api.flow_run_pages(_unfinished(OF_POOLS, self._pools)):
+        for page in self._api.flow_run_pages(_unfinished(OF_POOLS, self._pools())):
             yield from (run for run in page if planning.is_unfinished(run))
 
     def _has_claim(self, run_id: UUID) -> bool:

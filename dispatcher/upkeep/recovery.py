@@ -23,6 +23,7 @@ LOCK_SECONDS = 15.0
 State = schemas.StateType
 HELD = claims.Stage.HELD
 ANY_SLOTS = 1_000_000
+ROUND = "recover"
 
 _ADOPTABLE = frozenset({State.PENDING, State.RUNNING})
 
@@ -36,7 +37,9 @@ _AWAY = (
 
 logger = logging.getLogger(__name__)
 
-Publish = Callable[[schemas.FlowRun, claims.NewClaim, str, int], None]
+Publish = Callable[[schemas.FlowRun, claims.NewClaim, str, int, str], None]
+# Where a run of a pool can be executed; ``None`` if nobody serves it.
+Choose = Callable[[schemas.FlowRun, str], planning.Seat | None]
 Tell = Callable[[UUID, str], None]
 Revoke = Callable[[UUID], None]
 
@@ -59,12 +62,14 @@ class Recoverer:
         prepare: job_preparation.Preparation,
         reporter: state_reporter.Reporter,
         publish: Publish,
+        choose: Choose,
+        alive: Callable[[], Collection[str]],
         revoke: Revoke,
         tell: Tell,
         limits: planning.Limits,
         search: orphan_search.OrphanSearch,
         turns: rounds.Rounds,
-        pools: Collection[str],
+        pools: Callable[[], Collection[str]],
         round_seconds: float = 0.0,
     ) -> None:
         self._api = api
@@ -74,14 +79,16 @@ class Recoverer:
         self._preparation = prepare
         self._reporter = reporter
         self._publish = publish
+        self._choose = choose
+        self._alive = alive
         self._revoke = revoke
         self._tell = tell
         self._limits = limits
         self._search = search
         self._rounds = turns
-        self._pools = frozenset(pools)
+        self._pools = pools
         self._round_seconds = round_seconds
-        self._round = f"recover:{rounds.scope_of(pools)}"
+        self._round = ROUND
 
     def recover(self) -> int:
         """Look after the pools; return how many claims and runs needed it.
@@ -95,11 +102,14 @@ class Recoverer:
             if not held:
                 return 0
             steady = self._observations.is_steady()
-            open_claims = [
-                claim for claim in self._ledger.open_claims() if claim.pool in self._pools
-            ]
+            pools = frozenset(self._pools())
+            open_claims = [claim for claim in self._ledger.open_claims() if claim.pool in pools]
             actions = planning.plan_recovery(
-                open_claims, now=self._ledger.now(), limits=self._limits, leases_count=steady
+                open_claims,
+                now=self._ledger.now(),
+                limits=self._limits,
+                leases_count=steady,
+                alive=self._alive(),
             )
             for action in actions:
                 with _one_of_many(action.claim.flow_run_id):
@@ -130,14 +140,19 @@ class Recoverer:
             self._expire(claim)
         elif self._ledger.accept(claim.new):
             logger.info("flow run %s was claimed by a poll that is gone; sent now", run.id)
-            self._publish(run, claim.new, claim.pool, claim.attempt)
+            self._publish(run, claim.new, claim.pool, claim.attempt, claim.meant_for)
 
     def _resend(self, claim: claims.Claim, run: schemas.FlowRun | None) -> None:
         if run is None or not (claim.adopts or _is_pending_of(claim, run)):
             self._take_back(claim, run)
-        elif self._ledger.resend(claim.new):
+            return
+        seat = self._choose(run, claim.pool)
+        if seat is None:
+            # Nobody to send it to: it is put back, for whoever serves its pool next.
+            self._take_back(claim, run)
+        elif self._ledger.resend(claim.new, node=seat.node):
             logger.warning("flow run %s did not start in time; its task is sent again", run.id)
-            self._publish(run, claim.new, claim.pool, claim.attempt)
+            self._publish(run, claim.new, claim.pool, claim.attempt, seat.node)
 
     def _take_back(self, claim: claims.Claim, run: schemas.FlowRun | None) -> None:
         if not self._expire(claim) or run is None or not planning.concerns(claim, run.state):
@@ -206,11 +221,19 @@ class Recoverer:
             return False
         adoption = claims.new_adoption()
         claim = claims.NewClaim(run.id, adoption)
+        seat = self._choose(run, pool) or planning.Seat(claims.ANYBODY)
         # Whatever slots there are: the job uses what it uses already.
-        if self._ledger.open([claim], pool=pool, transition_id=adoption, slots=ANY_SLOTS):
+        if self._ledger.open(
+            [claim],
+            pool=pool,
+            transition_id=adoption,
+            slots=ANY_SLOTS,
+            node=seat.node,
+            weight=seat.weight,
+        ):
             attempt = self._ledger.accept(claim)
             logger.warning("flow run %s has lost its worker but not its job", run.id)
-            self._publish(run, claim, pool, attempt)
+            self._publish(run, claim, pool, attempt, seat.node)
         return True
 
     def _lives(self, run: schemas.FlowRun, pool: str) -> bool:

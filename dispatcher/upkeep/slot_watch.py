@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from dispatcher import planning
 from dispatcher.ledger import claims, fleet, rounds
 from dispatcher.prefect_api import child_runs, client
 
+LOOK = "slots"
+WARNING = "slots-warning"
 LOOK_SECONDS = 30.0  # between two looks
 REMIND_SECONDS = 3600.0  # between two warnings of one standstill
 
@@ -25,16 +27,13 @@ class SlotWatch:
         book: claims.Ledger,
         workers: fleet.Fleet,
         turns: rounds.Rounds,
-        pools: Collection[str],
+        pools: Callable[[], Collection[str]],
     ) -> None:
         self._api = api
         self._ledger = book
         self._fleet = workers
         self._rounds = turns
-        self._pools = frozenset(pools)
-        scope = rounds.scope_of(pools)
-        self._look = f"slots:{scope}"
-        self._warning = f"slots-warning:{scope}"
+        self._pools = pools
 
     def look(self) -> None:
         """Look whether anything can go on, now and then.
@@ -42,17 +41,17 @@ class SlotWatch:
         Raises:
             errors.ApiError: the API could not be asked.
         """
-        if not self._rounds.begin(self._look, seconds=LOOK_SECONDS):
+        if not self._rounds.begin(LOOK, seconds=LOOK_SECONDS):
             return
         open_claims = self._ledger.open_claims()
         slots = self._fleet.slots()
-        held = {
-            claim.flow_run_id for claim in open_claims if claim.stage is not claims.Stage.FINISHED
-        }
-        if not held or planning.free_slots(slots=slots, open_claims=len(held)):
+        using = [claim for claim in open_claims if claim.stage is not claims.Stage.FINISHED]
+        held = {claim.flow_run_id for claim in using}
+        used = sum(claim.weight for claim in using)
+        if not held or planning.free_slots(slots=slots, used=used):
             return
-        if held <= child_runs.parents_of_waiting(self._api, held, self._pools):
-            if self._rounds.begin(self._warning, seconds=REMIND_SECONDS):
+        if held <= child_runs.parents_of_waiting(self._api, held, self._pools()):
+            if self._rounds.begin(WARNING, seconds=REMIND_SECONDS):
                 logger.warning(planning.standstill(len(held)))
         else:
-            self._rounds.hasten(self._warning)
+            self._rounds.hasten(WARNING)

@@ -53,6 +53,7 @@ def nobody_taking_runs(stack: stacks.Stack) -> Iterator[None]:
     finally:
         fleet.Fleet(stack.redis).leave(gone.key)
         assert control.add_consumer(tasks.RUNS_QUEUE, **answer)
+        stack.bring_late("runs")
 
 
 def wait_for_message(stack: stacks.Stack) -> None:

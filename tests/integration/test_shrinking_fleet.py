@@ -33,12 +33,16 @@ def test_the_last_worker_keeps_a_place_for_control_work(new_stack: NewStack, poo
         worker = stack.worker("worker", *options)
         stack.wait_until_served(stack.pool)
         # Another one that has just gone: its slots count for some seconds more.
-        gone = fleet.Node("gone@test", 1, slots=2, serves_control=False, version="1")
-        fleet.Fleet(stack.redis).report(gone, lifetime_seconds=60)
+        gone = stack.seem_to_have(slots=2)
         deployment = stack.deployment("none")
         gate = stack.directory / "gate"
         steps = ("RUNNING", "note", f"wait:{gate}", "COMPLETED")
         runs = [light_jobs.run(stack, deployment, *steps) for _ in range(4)]
+        waiting.wait_for(
+            lambda: stack.waiting_messages() == 2, seconds=30, what="two are meant for the other"
+        )
+        stack.bring_late("worker")
+        fleet.Fleet(stack.redis).leave(gone.key)
         waiting.wait_for(
             lambda: worker.text().count("keeps a place for control work") >= 2,
             seconds=60,

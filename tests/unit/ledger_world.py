@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 LIMITS = planning.Limits(lease_seconds=15.0, infra_retries=3)
 SLOTS = 2
+NODE = "w"
 TICK_SECONDS = 2.0  # renewals happen so often
 
 Steps = Iterator[None]
@@ -129,7 +130,9 @@ class World:
         transition_id = self.new_id()
         yield
         opened = self.ask(
-            lambda: self.book.open(wanted, pool="pool", transition_id=transition_id, slots=SLOTS)
+            lambda: self.book.open(
+                wanted, pool="pool", transition_id=transition_id, slots=SLOTS, node=NODE
+            )
         )
         yield
         granted = [
@@ -216,7 +219,7 @@ class World:
                 yield
                 self.messages.append(claim.new)
         elif isinstance(action, planning.Resend) and ours:
-            if self.ask(lambda: self.book.resend(claim.new)):
+            if self.ask(lambda: self.book.resend(claim.new, node=NODE)):
                 yield
                 self.messages.append(claim.new)
         else:

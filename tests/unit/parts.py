@@ -187,6 +187,7 @@ class Scene:
             "requests": self.requests,
             "limits": self.limits,
             "nudge": self.nudged.append,
+            "pools": (),
             "lease_seconds": LEASE_SECONDS,
             "grace_seconds": GRACE_SECONDS,
             "infra_retries": 3,

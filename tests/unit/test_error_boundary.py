@@ -26,7 +26,7 @@ EXPECTED = [
 @pytest.fixture
 def tick(redis: Redis, caplog: pytest.LogCaptureFixture) -> error_boundary.Ticks:
     caplog.set_level(logging.INFO, logger=error_boundary.__name__)
-    return error_boundary.Ticks(["a", "b"], rounds.Rounds(redis).begin_tick)
+    return error_boundary.Ticks(["a", "b"].__contains__, rounds.Rounds(redis).begin_tick)
 
 
 def failing(error: Exception) -> Callable[[], object]:
@@ -106,7 +106,7 @@ def test_a_pool_that_is_not_to_be_served_is_refused(
     worked: list[str] = []
     assert tick.run("poll", "c", lambda: worked.append("c")) is None
     assert worked == []
-    assert caplog.messages == ["poll: work pool 'c' is not one of DISPATCHER_WORK_POOLS"]
+    assert caplog.messages == ["poll: no worker has work pool 'c' among its own"]
 
 
 def test_a_fault_of_ours_passes(tick: error_boundary.Ticks) -> None:

@@ -8,6 +8,7 @@ if not held[1] or held[2] == 'closed' or held[2] == 'finished' then return {'abs
 if held[2] ~= 'held' then
   redis.call('HSET', KEYS[2], 'stage', 'closed')
   redis.call('ZREM', KEYS[1], ARGV[1])
+  leave_place(KEYS[1], KEYS[2], ARGV[1])
   redis.call('PEXPIRE', KEYS[2], ARGV[2])
   return {'closed', held[1]}
 end

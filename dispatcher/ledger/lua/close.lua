@@ -14,6 +14,7 @@ elseif held[2] ~= 'pending' and ARGV[5] ~= '1' then
 end
 redis.call('HSET', KEYS[3], 'stage', 'closed')
 redis.call('ZREM', KEYS[1], ARGV[1])
+leave_place(KEYS[1], KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[3], ARGV[4])
 return 1

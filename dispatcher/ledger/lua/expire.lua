@@ -12,6 +12,7 @@ if now_ms - tonumber(held[3]) < tonumber(ARGV[5]) then return 0 end
 if held[2] == 'opened' then redis.call('HINCRBY', KEYS[3], 'attempt', -1) end
 redis.call('HSET', KEYS[3], 'stage', 'closed')
 redis.call('ZREM', KEYS[1], ARGV[1])
+leave_place(KEYS[1], KEYS[3], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('PEXPIRE', KEYS[3], ARGV[6])
 return 1

@@ -8,5 +8,6 @@ local now = redis.call('TIME')
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 redis.call('HSET', KEYS[3], 'stage', 'finished', 'outcome', ARGV[4], 'touched_at', now_ms)
 redis.call('ZREM', KEYS[1], ARGV[1])
+leave_place(KEYS[1], KEYS[3], ARGV[1])
 redis.call('ZADD', KEYS[2], now_ms, ARGV[1])
 return 1

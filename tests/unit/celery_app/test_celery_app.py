@@ -19,11 +19,11 @@ import redis as redis_library
 from celery import signals
 from celery.app import defaults
 
-from dispatcher import settings
+from dispatcher import services, settings
 from dispatcher.celery_app import app as apps
-from dispatcher.celery_app import configuration, messenger, node_description, tasks
+from dispatcher.celery_app import bootsteps, configuration, messenger, node_description, tasks
 from dispatcher.execution import wake_signals
-from dispatcher.ledger import claims, fleet
+from dispatcher.ledger import claims, fleet, keys
 from dispatcher.prefect_api import schemas
 from dispatcher.reporting import run_logs
 from dispatcher.testing import prefect_api, prefect_objects
@@ -163,7 +163,8 @@ def test_celerys_habits_that_lose_or_double_runs_are_off(
 
 def test_each_queue_has_an_exchange_and_a_key_of_its_own(app: celery_library.Celery) -> None:
     queues = app.amqp.queues
-    assert set(queues) == {tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE}
+    pools = {tasks.pool_queue("a"), tasks.pool_queue("b")}
+    assert set(queues) == {tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE} | pools
     for name, queue in queues.items():
         assert (queue.exchange.name, queue.exchange.type, queue.routing_key) == (
             name,
@@ -288,6 +289,18 @@ def test_control_work_is_sent_to_its_own_queue(
     assert redis.llen(tasks.RUNS_QUEUE) == 0
 
 
+def test_a_run_that_is_meant_for_a_worker_waits_in_its_own_queue(
+    broker: tuple[Any, redis_library.Redis],
+) -> None:
+    messenger, redis = broker
+    claim = claims.NewClaim(uuid4(), uuid4())
+    run = schemas.FlowRun(id=claim.flow_run_id, flow_id=uuid4(), name="happy-run")
+    messenger.send_execute(run, claim, "a", attempt=1, node="w@h")
+    assert body_of(message_in(redis, tasks.node_queue("w@h")))[0][1] == str(claim.claim_id)
+    assert redis.llen(tasks.RUNS_QUEUE) == redis.llen(tasks.CONTROL_QUEUE) == 0
+    assert redis.keys("_kombu.binding.*") == []
+
+
 def test_a_nudge_is_a_poll(broker: tuple[Any, redis_library.Redis]) -> None:
     messenger, redis = broker
     messenger.send_poll("a")
@@ -353,7 +366,7 @@ def test_a_worker_counts_its_slots_by_its_queues_and_concurrency(
     serves_control: bool,
 ) -> None:
     worker = make_worker(concurrency=concurrency, queues=queues)
-    node = node_description.describe(worker)
+    node = node_description.describe(worker, options())
     assert (node.name, node.pid) == ("w@h", os.getpid())
     assert (node.slots, node.serves_control) == (slots, serves_control)
     assert node_description.serves_control(worker) is serves_control
@@ -405,3 +418,19 @@ def test_a_worker_leaves_the_fleet_before_its_pool_is_stopped() -> None:
     # Steps are stopped in the opposite order.
     names = [type(step).__name__ for step in worker.blueprint.order]
     assert names.index("Pool") < names.index("JoinFleet")
+
+
+def test_the_queue_of_a_worker_that_has_gone_for_good_is_taken_away(
+    tcp_redis: redis_server.RedisServer,
+) -> None:
+    app = apps.create_app(options(redis_url=tcp_redis.url))
+    parts = services.Services(options(redis_url=tcp_redis.url), messenger.CeleryMessenger(app))
+    redis = parts.redis
+    for name in ("gone", "there"):
+        parts.fleet.report(fleet.Node(name, 1, 1, serves_control=False, version="1"))
+        redis.lpush(tasks.node_queue(name), "a message")
+    redis.zincrby(f"{keys.PREFIX}nodes:names", -fleet.NAME_LIFETIME - 10, "gone")
+    bootsteps.note_report(app, parts)
+    assert redis.exists(tasks.node_queue("gone")) == 0
+    assert redis.exists(tasks.node_queue("there")) == 1
+    app.close()

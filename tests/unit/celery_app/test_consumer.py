@@ -29,6 +29,7 @@ class Bare:
     def __init__(self, pool: object = None) -> None:
         self.hub: Hub | None = Hub()
         self.pool = pool
+        self.hostname = "w@h"
         self.done: list[str] = []
 
     def _flush_events(self) -> None:
@@ -53,8 +54,10 @@ class World:
     def __init__(self, pool: object = None) -> None:
         self.now = 1000.0
         self.stopped: list[str] = []
+        self.left: list[str] = []
         made: Any = consumer.consumer_class(
             lambda: self.stopped.append("stop"),
+            self.left.append,
             celery_consumer=Bare,
             monotonic=lambda: self.now,
         )
@@ -102,6 +105,7 @@ def test_a_cold_shutdown_reaches_processes_by_signal_and_threads_without(
 ) -> None:
     world = World(pool_class(1))
     world.consumer.cancel_active_requests()
+    assert world.left == ["w@h"]
     assert world.consumer.done == (["signal"] if is_signalled else [])
     assert world.stopped == ([] if is_signalled else ["stop"])
 

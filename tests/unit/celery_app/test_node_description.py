@@ -6,13 +6,18 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import celery
 import pytest
 from celery.concurrency import thread
 from kombu.utils import limits
 
-from dispatcher.celery_app import node_description, tasks, thread_pool
+from dispatcher import settings
+from dispatcher.celery_app import configuration, node_description, tasks, thread_pool
 from dispatcher.execution import run_places
 
+OPTIONS = settings.Settings(
+    work_pools=("b", "a"), work_queues=("gpu",), prefect_api_url="http://127.0.0.1:1/api"
+)
 BOTH = (tasks.RUNS_QUEUE, tasks.CONTROL_QUEUE)
 PREFORK = SimpleNamespace(__module__="celery.concurrency.prefork")
 
@@ -35,7 +40,7 @@ def worker(concurrency: int = 4, queues: tuple[str, ...] = BOTH, **more: Any) ->
 
 def describer(of: Any) -> tuple[node_description.Describer, run_places.RunPlaces]:
     places = run_places.RunPlaces()
-    return node_description.Describer(of, places), places
+    return node_description.Describer(of, places, OPTIONS), places
 
 
 def test_a_pool_that_grows_and_shrinks_is_counted_as_it_is() -> None:
@@ -69,6 +74,41 @@ def test_a_worker_that_does_not_consume_runs_any_more_says_so() -> None:
     assert (describe().slots, describe().held_up) == (0, "it does not consume dispatcher.runs")
     queues.consume_from = dict.fromkeys([tasks.RUNS_QUEUE])
     assert (describe().slots, describe().held_up) == (4, "")
+
+
+def test_a_worker_serves_the_pools_whose_queues_it_consumes() -> None:
+    node = describer(worker(queues=(tasks.RUNS_QUEUE,)))[0]()
+    assert (node.pools, node.work_queues) == (("a", "b"), ("gpu",))
+    choosy = worker(queues=(tasks.pool_queue("a"), tasks.pool_queue("b")))
+    describe, _ = describer(choosy)
+    assert (describe().slots, describe().pools) == (4, ("a", "b"))
+    queues = choosy.app.amqp.queues
+    queues.consume_from = dict.fromkeys([tasks.pool_queue("b")])
+    assert (describe().slots, describe().pools, describe().held_up) == (4, ("b",), "")
+    queues.consume_from = {}
+    assert (describe().slots, describe().pools) == (0, ())
+    assert describe().held_up == "it does not consume dispatcher.runs.b"
+
+
+def real_worker(*chosen: str) -> Any:
+    app = celery.Celery("test", set_as_current=False)
+    app.conf.update(configuration.configuration(OPTIONS))
+    app.amqp.queues.select(list(chosen))
+    return SimpleNamespace(app=app, hostname="w@h")
+
+
+def test_a_worker_consumes_a_queue_of_its_own_and_those_of_single_pools_only_if_told_so() -> None:
+    own = tasks.node_queue("w@h")
+    usual = real_worker()
+    node_description.choose_queues(usual, OPTIONS.work_pools)
+    consumed = node_description.queues_of(usual)
+    assert consumed == {tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE, own}
+    assert next(iter(usual.app.amqp.queues.consume_from)) == tasks.CONTROL_QUEUE
+    choosy = real_worker(tasks.pool_queue("a"))
+    node_description.choose_queues(choosy, OPTIONS.work_pools)
+    assert node_description.queues_of(choosy) == {tasks.pool_queue("a"), own}
+    # By the exchange that every broker has: nothing is left of a worker that has gone.
+    assert choosy.app.amqp.queues[own].exchange.name == ""
 
 
 def test_a_worker_for_control_alone_takes_no_runs_and_nothing_holds_it_up() -> None:

@@ -203,3 +203,33 @@ def test_a_worker_stops_without_redis_too(
     reporter.start()
     reporter.stop()
     assert "worker w1 could not sign off" in caplog.messages[-1]
+
+
+def test_names_that_have_gone_for_good_are_told_once(workers: fleet.Fleet, redis: Redis) -> None:
+    for name in ("gone", "there"):
+        workers.report(node(name))
+    assert workers.gone_for_good() == []
+    redis.zincrby(f"{keys.PREFIX}nodes:names", -fleet.NAME_LIFETIME - 10, "gone")
+    assert workers.gone_for_good() == ["gone"]
+    assert workers.gone_for_good() == []
+
+
+def test_what_a_worker_serves_is_read_back(workers: fleet.Fleet) -> None:
+    said = fleet.Node("w", 1, 2, False, "1", pools=("a", "b"), work_queues=("gpu",))
+    workers.report(said)
+    assert workers.nodes() == [said]
+    assert (said.serves("b"), said.serves("c")) == (True, False)
+    assert workers.pools() == ("a", "b")
+    assert workers.names() == {"w"}
+
+
+def test_who_has_left_for_good_is_not_brought_back_by_its_next_report(
+    workers: fleet.Fleet,
+) -> None:
+    stays, leaves = node("stays"), node("leaves")
+    for each in (stays, leaves):
+        workers.report(each)
+    workers.leave_for_good(leaves.key)
+    for each in (stays, leaves):
+        workers.report(each)
+    assert workers.nodes() == [stays]

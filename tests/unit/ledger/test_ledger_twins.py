@@ -14,6 +14,7 @@ from tests.unit import ledgers
 
 RUNS = [UUID(int=number) for number in range(1, 4)]
 SLOTS = 2
+NODES = [claims.ANYBODY, "a", "b"]
 TRANSITION_ID = UUID(int=9)
 
 Lease = claims.Lease
@@ -32,6 +33,7 @@ class Twins(stateful.RuleBasedStateMachine):
     """Asks both ledgers the same; leases are kept in pairs, since their fences differ."""
 
     runs = st.sampled_from(RUNS)
+    nodes = st.sampled_from(NODES)
     # So long ago that several claims on a run are about, and messages of all of them.
     ages = st.sampled_from([0, 0, 0, 1, 2])
 
@@ -51,14 +53,26 @@ class Twins(stateful.RuleBasedStateMachine):
         pairs = self.leases[run_id]
         return pairs[-1 - age] if len(pairs) > age else None
 
-    @stateful.rule(run_ids=st.lists(runs, min_size=1, unique=True), again=st.booleans())
-    def open(self, run_ids: list[UUID], again: bool) -> None:
+    @stateful.rule(
+        run_ids=st.lists(runs, min_size=1, unique=True),
+        again=st.booleans(),
+        node=nodes,
+        weight=st.integers(1, 2),
+    )
+    def open(self, run_ids: list[UUID], again: bool, node: str, weight: int) -> None:
         asked = [
             self.claim(run_id, 0) if again else claims.NewClaim(run_id, uuid4())
             for run_id in run_ids
         ]
         redis, memory = (
-            book.open(asked, pool="pool", transition_id=TRANSITION_ID, slots=SLOTS)
+            book.open(
+                asked,
+                pool="pool",
+                transition_id=TRANSITION_ID,
+                slots=SLOTS,
+                node=node,
+                weight=weight,
+            )
             for book in self.books
         )
         assert redis == memory
@@ -71,15 +85,20 @@ class Twins(stateful.RuleBasedStateMachine):
         redis, memory = (book.accept(self.claim(run_id, age)) for book in self.books)
         assert redis is memory
 
-    @stateful.rule(run_id=runs, age=ages)
-    def resend(self, run_id: UUID, age: int) -> None:
-        redis, memory = (book.resend(self.claim(run_id, age)) for book in self.books)
+    @stateful.rule(run_id=runs, age=ages, node=nodes)
+    def resend(self, run_id: UUID, age: int, node: str) -> None:
+        redis, memory = (book.resend(self.claim(run_id, age), node=node) for book in self.books)
         assert redis is memory
 
-    @stateful.rule(run_id=runs, age=ages, owner=st.sampled_from(["a#1", "b#1"]))
-    def acquire(self, run_id: UUID, age: int, owner: str) -> None:
+    @stateful.rule(
+        run_id=runs,
+        age=ages,
+        owner=st.sampled_from(["a#1", "b#1"]),
+        pools=st.sampled_from([(), ("pool",), ("pool", "other"), ("other",)]),
+    )
+    def acquire(self, run_id: UUID, age: int, owner: str, pools: tuple[str, ...]) -> None:
         claim = self.claim(run_id, age)
-        redis, memory = (book.acquire(claim, owner=owner) for book in self.books)
+        redis, memory = (book.acquire(claim, owner=owner, pools=pools) for book in self.books)
         assert comparable(redis) == comparable(memory)
         if isinstance(redis, Lease) and isinstance(memory, Lease):
             known = [pair[0].fence for pair in self.leases[run_id]]
@@ -162,6 +181,19 @@ class Twins(stateful.RuleBasedStateMachine):
         for run_id in RUNS:
             redis, memory = (comparable(book.get(run_id)) for book in self.books)
             assert redis == memory
+
+    @stateful.invariant()
+    def both_count_what_open_claims_weigh(self) -> None:
+        redis, memory = (book.used_slots(NODES) for book in self.books)
+        assert redis == memory
+        using = [
+            claim
+            for claim in self.books[0].open_claims()
+            if claim.stage is not claims.Stage.FINISHED
+        ]
+        assert redis == {
+            node: sum(claim.weight for claim in using if claim.meant_for == node) for node in NODES
+        }
 
     @stateful.invariant()
     def both_list_the_same(self) -> None:

@@ -258,10 +258,10 @@ def test_table_shows_every_part() -> None:
     counted = {claims.Stage.HELD: 1, claims.Stage.PENDING: 1}
     waiting = status.WaitingRun(uuid4(), "blue-otter", "a [b]", "a claim", 200.0)
 
-    text = shown(status.Status(pools, workers, counted, waiting, ("Redis: [Errno 1]",)))
+    text = shown(status.Status(pools, workers, counted, waiting, ("Redis: [Errno 1]",), used=2))
 
     assert "a [b]       process   READY    3 s ago     default, slow (PAUSED)" in text
-    assert "all@web1   control, runs       3      1      2" in text
+    assert "all@web1   control, runs   ?                3      1      2" in text
     assert "Slots: 1 of 3 free  Claims: 1 held, 1 pending" in text
     assert f"Waits longest: blue-otter ({waiting.flow_run_id}) of a [b], 3 min for a claim" in text
     assert "Redis: [Errno 1]" in text
@@ -376,3 +376,38 @@ def test_slots_that_wait_for_runs_without_a_slot_are_a_problem(
 
     (problem,) = status.get_status(api=api, redis=redis, pools=["a"]).problems
     assert "every slot (1) is held by a run whose child runs are due" in problem
+
+
+def test_pools_show_the_slots_of_the_workers_that_serve_them(
+    api: client.PrefectClient,
+    objects: prefect_objects.PrefectObjects,
+    redis: redis_library.Redis,
+    book: redis_ledger.RedisLedger,
+) -> None:
+    for pool in ("a", "b", "c"):
+        objects.pool(pool)
+    workers = fleet.Fleet(redis)
+    for name, pools, slots in (("both", ("a", "b"), 2), ("only-a", ("a",), 3), ("control", (), 0)):
+        workers.report(fleet.Node(name, 1, slots, serves_control=True, version="1", pools=pools))
+    new = claims.NewClaim(uuid4(), uuid4())
+    assert book.open([new], pool="a", transition_id=uuid4(), slots=3, node="only-a", weight=2)
+    found = status.get_status(api=api, redis=redis, pools=["a", "b", "c"])
+    assert [(pool.slots, pool.free_slots, pool.workers) for pool in found.pools] == [
+        (5, 3, ("both", "only-a")),
+        (2, 2, ("both",)),
+        (0, 0, ()),
+    ]
+    assert (found.slots, found.free_slots) == (5, 3)
+    assert found.problems == ()
+
+
+def test_due_runs_that_no_worker_serves_are_a_problem(
+    api: client.PrefectClient, objects: prefect_objects.PrefectObjects, redis: redis_library.Redis
+) -> None:
+    for pool in ("a", "b"):
+        late = {"type": "SCHEDULED", "name": "Late"}
+        objects.run(objects.deployment(objects.pool(pool).name), state=late)
+    node = fleet.Node("w", 1, 1, serves_control=True, version="1", pools=("a",))
+    fleet.Fleet(redis).report(node)
+    found = status.get_status(api=api, redis=redis, pools=["a", "b"])
+    assert found.problems == ("Work pool 'b' has due runs and no worker that serves it",)

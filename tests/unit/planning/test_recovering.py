@@ -55,6 +55,28 @@ def test_a_claim_is_left_alone_until_its_time_is_over(stage: Stage, limit: float
     assert len(plan(claim(stage, untouched=limit))) == 1
 
 
+@pytest.mark.parametrize(
+    ("meant_for", "alive", "is_sent_again"),
+    [
+        ("gone", {"other"}, True),
+        ("there", {"there", "other"}, False),
+        # Anybody alive may take it.
+        (claims.ANYBODY, {"other"}, False),
+        # That nobody at all is there says more of the reports than of the workers.
+        ("gone", set(), False),
+    ],
+)
+def test_a_message_for_a_worker_that_is_gone_is_not_waited_for(
+    meant_for: str, alive: set[str], is_sent_again: bool
+) -> None:
+    waits = claim(Stage.PENDING, meant_for=meant_for)
+    held = claim(Stage.HELD, meant_for=meant_for)
+    actions = planning.plan_recovery(
+        [waits, held], now=NOW, limits=LIMITS, leases_count=True, alive=alive
+    )
+    assert actions == ([planning.Resend(waits)] if is_sent_again else [])
+
+
 def test_what_is_done_about_a_claim_follows_from_its_stage() -> None:
     opened = claim(Stage.OPENED, untouched=60)
     pending = claim(Stage.PENDING, untouched=60)

@@ -7,9 +7,9 @@ import pytest
 from dispatcher import planning
 
 
-@pytest.mark.parametrize(("slots", "open_claims", "free"), [(4, 1, 3), (4, 4, 0), (2, 5, 0)])
-def test_free_slots_are_never_negative(slots: int, open_claims: int, free: int) -> None:
-    assert planning.free_slots(slots=slots, open_claims=open_claims) == free
+@pytest.mark.parametrize(("slots", "used", "free"), [(4, 1, 3), (4, 4, 0), (2, 5, 0)])
+def test_free_slots_are_never_negative(slots: int, used: int, free: int) -> None:
+    assert planning.free_slots(slots=slots, used=used) == free
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from dispatcher.ledger import (
     redis_ledger,
     turns_taken,
 )
-from dispatcher.polling import fairness, late_runs
+from dispatcher.polling import fairness, late_runs, places
 from dispatcher.polling import poller as polling
 from dispatcher.prefect_api import catalog, schemas
 from dispatcher.testing import prefect_api, prefect_objects
@@ -65,9 +65,11 @@ class Scene:
         self.calls = poll_nudges.PollNudges(self.redis, self.asked_for.append)
         self.api = self.prefect.client(on_request=self._on_request, sleep=lambda _seconds: None)
         self.known = catalog.Catalog(self.api)
+        self.places = places.Places(self.api, self.known, self.book, self.workers)
 
-    def set_slots(self, slots: int) -> None:
-        self.workers.report(fleet.Node("w", 1, slots, True, "1"), lifetime_seconds=600)
+    def set_slots(self, slots: int, **values: Any) -> None:
+        node = fleet.Node("w", 1, slots, True, "1", pools=(POOL,), **values)
+        self.workers.report(node, lifetime_seconds=600)
 
     def runs(self, number: int, **values: Any) -> list[UUID]:
         return [self.objects.run(self.deployment, **values).id for _ in range(number)]
@@ -82,7 +84,7 @@ class Scene:
                     api=self.api, taken=turns_taken.TurnsTaken(self.redis), known=self.known
                 ),
                 "late": late_runs.LateRuns(self.api, self.known),
-                "workers": self.workers,
+                "slots": self.places,
                 "mutex": locks.Locks(self.redis),
                 "calls": self.calls,
                 "record": last_polls.LastPolls(self.redis),
@@ -97,6 +99,10 @@ class Scene:
 
     def poll(self, **options: Any) -> int:
         return self.poller(**options).poll(POOL)
+
+    def meant_for(self, run_id: UUID) -> str | None:
+        claim = self.book.get(run_id)
+        return claim.meant_for if claim else None
 
     def state(self, run_id: UUID) -> schemas.StateType:
         return self.full_state(run_id).type
@@ -125,9 +131,10 @@ class Scene:
             self.hooks[route].pop(0)()
 
     def _publish(
-        self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str, attempt: int
+        self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str, attempt: int, node: str
     ) -> None:
         assert attempt
+        assert self.meant_for(run.id) == node
         self.on_publish(run.id)
         self.published.append((run.id, claim, pool))
 

@@ -72,6 +72,7 @@ def test_claims_of_all_pools_share_the_slots(scene: Scene) -> None:
         pool="other",
         transition_id=uuid4(),
         slots=4,
+        node="w",
     )
     scene.runs(3)
     assert scene.poll() == 1
@@ -90,13 +91,15 @@ def test_only_the_queues_to_serve_are_polled(scene: Scene) -> None:
     scene.objects.queue(POOL, "mine")
     scene.runs(1)
     mine = scene.objects.run(scene.objects.deployment(POOL, work_queue_name="mine")).id
-    assert scene.poll(work_queues=["mine"]) == 1
+    scene.set_slots(4, work_queues=("mine", "that-of-another-pool"))
+    assert scene.poll() == 1
     assert scene.published_ids() == [mine]
 
 
 def test_a_queue_that_does_not_exist_is_an_error(scene: Scene) -> None:
+    scene.set_slots(4, work_queues=("none",))
     with pytest.raises(errors.ObjectNotFound):
-        scene.poll(work_queues=["none"])
+        scene.poll()
 
 
 def test_runs_are_claimed_ahead_of_their_time_but_not_too_early(scene: Scene) -> None:
@@ -163,7 +166,9 @@ def test_when_other_pools_took_the_slots_meanwhile_nothing_is_asked_for(scene: S
     others = [claims.NewClaim(uuid4(), uuid4()) for _ in range(4)]
     scene.before(
         POLL,
-        lambda: scene.book.open(others, pool="other", transition_id=uuid4(), slots=4) and None,
+        lambda: (
+            scene.book.open(others, pool="other", transition_id=uuid4(), slots=4, node="w") and None
+        ),
     )
     assert scene.poll() == 0
     assert scene.asked(BULK) == 0

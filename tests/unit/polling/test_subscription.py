@@ -74,7 +74,9 @@ class Scene:
     pools: dict[str, UUID] = field(default_factory=lambda: dict(POOLS))
 
     def start(self) -> list[subscription.Subscription]:
-        pools = tuple(POOLS)
+        def pools() -> tuple[str, ...]:
+            return tuple(POOLS)
+
         started = [
             subscription.Subscription(
                 topic,

@@ -39,6 +39,9 @@ class RecoveryScene(parts.Scene):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.published: list[claims.NewClaim] = []
+        self.sent_to: list[str] = []
+        self.seat: planning.Seat | None = planning.Seat("somebody")
+        self.alive: set[str] = set()
         self.revoked: list[UUID] = []
         self.told: dict[UUID, str] = {}
         self.on_publish: Callable[[], object] = lambda: None
@@ -53,11 +56,13 @@ class RecoveryScene(parts.Scene):
             "prepare": self.preparation(),
             "reporter": state_reporter.Reporter(self.api),
             "publish": self._publish,
+            "choose": lambda _run, _pool: self.seat,
+            "alive": lambda: self.alive,
             "revoke": self.revoked.append,
             "tell": self.told.__setitem__,
             "limits": LIMITS,
             "turns": rounds.Rounds(self.redis),
-            "pools": [parts.POOL],
+            "pools": lambda: [parts.POOL],
         }
         values |= options
         values.setdefault("search", self.search(values["api"]))
@@ -69,7 +74,7 @@ class RecoveryScene(parts.Scene):
             book=self.book,
             seen=self.observations(),
             turns=rounds.Rounds(self.redis),
-            pools=[parts.POOL],
+            pools=lambda: [parts.POOL],
             worker_name=parts.WORKER_NAME,
         )
 
@@ -95,13 +100,12 @@ class RecoveryScene(parts.Scene):
 
         The next look comes for those that are in no pool, too.
         """
-        scope = rounds.scope_of([parts.POOL])
-        for name in (scope, f"{scope}:adrift"):
+        for name in (orphan_search.SCOPE, orphan_search.ADRIFT_SCOPE):
             key = f"{keys.PREFIX}unclaimed:{name}"
             members: Any = self.redis.zrange(key, 0, -1)
             for member in members:
                 self.redis.zincrby(key, -seconds * 1000, member)
-        rounds.Rounds(self.redis).hasten(f"{scope}:adrift")
+        rounds.Rounds(self.redis).hasten(orphan_search.ADRIFT_SCOPE)
 
     def age(self, claim: claims.NewClaim, seconds: float = LONG) -> None:
         ledgers.age(self.redis, claim.flow_run_id, seconds)
@@ -141,12 +145,13 @@ class RecoveryScene(parts.Scene):
         return state
 
     def _publish(
-        self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str, attempt: int
+        self, run: schemas.FlowRun, claim: claims.NewClaim, pool: str, attempt: int, node: str
     ) -> None:
         assert (run.id, pool) == (claim.flow_run_id, parts.POOL)
         assert attempt == self.kept(claim).attempt
         self.on_publish()
         self.published.append(claim)
+        self.sent_to.append(node)
 
 
 def assert_put_back(scene: RecoveryScene, run_id: UUID, *, delay: float) -> None:

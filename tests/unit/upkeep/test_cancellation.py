@@ -42,7 +42,7 @@ class CancelScene(parts.Scene):
             "book": self.book,
             "mutex": locks.Locks(self.redis),
             "turns": rounds.Rounds(self.redis),
-            "pools": [parts.POOL],
+            "queues": lambda: {parts.POOL: ()},
             "reporter": state_reporter.Reporter(self.api),
             "revoke": self.revoked.append,
             "kill": self._kill,
@@ -310,7 +310,7 @@ def test_runs_of_other_pools_and_queues_are_left_alone(scene: CancelScene) -> No
     for run in (other_pool, mine, other_queue):
         scene.objects.force(run.id, S.RUNNING)
         scene.objects.force(run.id, S.CANCELLING)
-    assert scene.tick(work_queues=["mine"]) == 1
+    assert scene.tick(queues=lambda: {parts.POOL: ("mine",)}) == 1
     assert scene.history(mine.id)[-1] == "Cancelled"
     assert scene.tick() == 1
     assert scene.history(other_queue.id)[-1] == "Cancelled"
@@ -330,9 +330,7 @@ def test_runs_beyond_the_first_page_are_found_too(scene: CancelScene) -> None:
 
 def test_a_tick_beside_another_does_nothing(scene: CancelScene) -> None:
     run_id = scene.orphan()
-    with locks.Locks(scene.redis).hold(
-        f"cancel:{rounds.scope_of([parts.POOL])}", lease_seconds=60
-    ) as held:
+    with locks.Locks(scene.redis).hold(cancellation.ROUND, lease_seconds=60) as held:
         assert held
         assert scene.tick() == 0
     assert scene.history(run_id)[-1] == "Cancelling"
@@ -389,6 +387,6 @@ def test_a_server_with_many_runs_to_cancel_is_asked_less_often(scene: CancelScen
         scene.objects.force(run_id, S.RUNNING)
         scene.objects.force(run_id, S.CANCELLING)
     scene.tick()
-    name = f"cancel:{rounds.scope_of([parts.POOL])}:adrift"
+    name = cancellation.ADRIFT_ROUND
     left = scene.redis.pttl(rounds.Rounds(scene.redis)._key(name))
     assert left > 1000 * cancellation.ADRIFT_SECONDS

@@ -89,6 +89,6 @@ def test_a_server_with_many_unfinished_runs_is_asked_less_often(scene: RecoveryS
     for _ in range(client.PAGE_LIMIT + 1):
         scene.objects.force(scene.objects.run(scene.deployment).id, S.RUNNING)
     scene.search().find([])
-    name = f"{rounds.scope_of([parts.POOL])}:adrift"
+    name = orphan_search.ADRIFT_SCOPE
     left = scene.redis.pttl(rounds.Rounds(scene.redis)._key(name))
     assert left > 1000 * orphan_search.ADRIFT_SECONDS

@@ -11,10 +11,11 @@ from redis import RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dispatcher import errors, planning
-from dispatcher.ledger import claims, locks, redis_ledger, rounds
+from dispatcher.ledger import claims, locks, redis_ledger
 from dispatcher.prefect_api import schemas
 from dispatcher.preparation import job_preparation
 from dispatcher.testing import prefect_api
+from dispatcher.upkeep import recovery
 from tests import valkey
 from tests.unit import parts
 from tests.unit.upkeep.recovery_scene import (
@@ -38,8 +39,7 @@ FILTER = "/flow_runs/filter"
 
 def test_a_tick_beside_another_does_nothing(scene: RecoveryScene) -> None:
     claim = scene.lost()
-    scope = rounds.scope_of([parts.POOL])
-    with locks.Locks(scene.redis).hold(f"recover:{scope}", lease_seconds=60) as held:
+    with locks.Locks(scene.redis).hold(recovery.ROUND, lease_seconds=60) as held:
         assert held
         assert scene.tick() == 0
     assert scene.stage(claim.flow_run_id) is Stage.HELD

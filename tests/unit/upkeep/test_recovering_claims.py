@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher import errors
+from dispatcher import errors, planning
 from dispatcher.ledger import claims
 from dispatcher.planning import recovering
 from dispatcher.prefect_api import schemas
@@ -75,6 +75,35 @@ def test_a_message_that_was_lost_is_sent_again_under_the_same_claim(scene: Recov
     assert scene.kept(claim).resends == 1
     assert scene.tick() == 0  # it has its time again
     assert scene.history(claim.flow_run_id) == ["Scheduled", "Pending"]
+
+
+def test_a_message_is_sent_again_to_a_worker_with_room_for_its_run(scene: RecoveryScene) -> None:
+    scene.seat = planning.Seat("roomy")
+    claim = scene.claim()
+    scene.age(claim)
+    assert scene.tick() == 1
+    assert scene.sent_to == ["roomy"]
+    assert scene.kept(claim).meant_for == "roomy"
+
+
+def test_a_message_for_a_worker_that_has_gone_is_sent_again_at_once(scene: RecoveryScene) -> None:
+    gone, there = scene.claim(), scene.claim()
+    for claim, node in ((gone, "gone"), (there, "there")):
+        assert scene.book.resend(claim, node=node)
+    scene.alive = {"there"}
+    scene.seat = planning.Seat("there")
+    assert scene.tick() == 1
+    assert scene.published == [gone]
+    assert scene.tick() == 0
+
+
+def test_a_run_of_a_pool_that_nobody_serves_any_more_is_put_back(scene: RecoveryScene) -> None:
+    scene.seat = None
+    claim = scene.claim()
+    scene.age(claim)
+    assert scene.tick() == 1
+    assert scene.published == []
+    assert_put_back(scene, claim.flow_run_id, delay=2)
 
 
 def test_a_run_that_no_worker_takes_over_is_put_back_in_the_end(scene: RecoveryScene) -> None:

@@ -44,12 +44,16 @@ class Fleet:
         shared: dict[str, Any] = {"api": self.api, "book": self.book, "mutex": locks.Locks(redis)}
         every: dict[str, Any] = {
             "turns": rounds.Rounds(redis),
-            "pools": POOLS,
             "round_seconds": round_seconds,
         }
         reporter = state_reporter.Reporter(self.api)
         self.canceller = cancellation.Canceller(
-            **shared, **every, reporter=reporter, revoke=self.revoked.append, kill=self._kill
+            **shared,
+            **every,
+            queues=lambda: dict.fromkeys(POOLS, ()),
+            reporter=reporter,
+            revoke=self.revoked.append,
+            kill=self._kill,
         )
         seen = recovery_memory.RecoveryMemory(
             redis, patience_seconds=LIMITS.lost_lease_seconds, gap_seconds=LIMITS.gap_seconds
@@ -57,18 +61,21 @@ class Fleet:
         self.recoverer = recovery.Recoverer(
             **shared,
             **every,
+            pools=lambda: POOLS,
             seen=seen,
             search=orphan_search.OrphanSearch(
                 api=self.api,
                 book=self.book,
                 seen=seen,
                 turns=every["turns"],
-                pools=POOLS,
+                pools=lambda: POOLS,
                 worker_name=parts.WORKER_NAME,
             ),
             prepare=prepare,
             reporter=reporter,
             publish=lambda *_: None,
+            choose=lambda *_: planning.Seat("somebody"),
+            alive=lambda: (),
             revoke=self.revoked.append,
             tell=lambda *_: None,
             limits=LIMITS,

@@ -30,7 +30,7 @@ class Watched:
             book=scene.book,
             workers=self.fleet,
             turns=self.turns,
-            pools=[parts.POOL],
+            pools=lambda: [parts.POOL],
         )
 
     def parent(self) -> tuple[claims.NewClaim, schemas.FlowRun]:
@@ -43,7 +43,7 @@ class Watched:
         return claim, child
 
     def look(self) -> None:
-        self.turns.hasten(f"slots:{rounds.scope_of([parts.POOL])}")
+        self.turns.hasten(slot_watch.LOOK)
         self.watch.look()
 
 
