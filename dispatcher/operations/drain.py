@@ -39,9 +39,12 @@ class Drain:
             self._fleet.drain(node)
 
     def running(self, nodes: Sequence[fleet.Node]) -> dict[str, int]:
-        """How many runs each worker still has, or will have: what is meant for it, it takes."""
+        """How many runs each worker still has, or will have: what is meant for it, it takes.
+
+        A run that is held counts where it is: a worker of an earlier version takes any.
+        """
         theirs = Counter(
-            claim.meant_for
+            claim.node if claim.stage is claims.Stage.HELD else claim.meant_for
             for claim in self._ledger.open_claims()
             if claim.stage is not claims.Stage.FINISHED
         )

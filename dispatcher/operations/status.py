@@ -302,10 +302,11 @@ def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
 
 
 def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[WorkerStatus, ...]:
+    alive = {node.name for node in nodes}
     used: Counter[str] = Counter()
     for claim in claims:
         if claim.stage in SLOT_STAGES:
-            used[claim.meant_for or claim.node] += claim.weight
+            used[claim.meant_for if claim.meant_for in alive else claim.node] += claim.weight
     return tuple(
         WorkerStatus(
             name=node.name,
