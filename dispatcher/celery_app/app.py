@@ -61,6 +61,9 @@ def leave_fleet(parts: services.Services, name: str) -> None:
 def _connect_worker_signals(parts: services.Services, messages: messenger.CeleryMessenger) -> None:
     worker_pid = os.getpid()
 
+    def check_queues(options: dict[str, Any], **_: Any) -> None:
+        node_description.check_queues(options.get("queues"), parts.options.work_pools)
+
     def prepare_worker(sender: Any, **_: Any) -> None:
         nonlocal worker_pid
         worker_pid = os.getpid()
@@ -91,6 +94,8 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
         parts.label_outbox.close()
         parts.log_outbox.close()
 
+    # The one signal that comes before Celery looks at -Q, and ends with a traceback.
+    signals.celeryd_init.connect(check_queues, weak=False)
     signals.worker_init.connect(prepare_worker, weak=False)
     signals.worker_process_init.connect(prepare_child, weak=False)
     signals.worker_ready.connect(start_control_work, weak=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +47,18 @@ def served_pools(worker: Any, pools: Sequence[str]) -> tuple[str, ...]:
     queues = queues_of(worker)
     every = tasks.RUNS_QUEUE in queues
     return tuple(sorted(pool for pool in pools if every or tasks.pool_queue(pool) in queues))
+
+
+def check_queues(chosen: str | Sequence[str] | None, pools: Sequence[str]) -> None:
+    """Refuse a worker that is told by ``-Q`` to consume what is no queue of the dispatcher."""
+    known = [tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE, *map(tasks.pool_queue, pools)]
+    names = chosen.split(",") if isinstance(chosen, str) else chosen or ()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(
+            f"dispatcher: there is no queue {', '.join(unknown)} for -Q; name some of"
+            f" {', '.join(known)}, or add the work pool to DISPATCHER_WORK_POOLS"
+        )
 
 
 def choose_queues(worker: Any, pools: Sequence[str]) -> None:

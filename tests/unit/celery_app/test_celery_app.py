@@ -379,6 +379,18 @@ def test_a_worker_that_is_too_small_for_both_queues_is_refused_with_one_line() -
     assert "\n" not in str(caught.value)
 
 
+def test_a_worker_for_a_queue_that_does_not_exist_is_refused_with_one_line() -> None:
+    chosen = f"{tasks.pool_queue('a')},{tasks.pool_queue('c')}"
+    done = python(
+        *("-m", "celery", "-A", "dispatcher", "worker", "-Q", chosen),
+        environment=surroundings(**ENVIRONMENT),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("dispatcher: there is no queue dispatcher.runs.c for -Q;")
+    assert done.stderr.count("\n") == 1
+    assert "DISPATCHER_WORK_POOLS" in done.stderr
+
+
 def test_a_worker_reports_its_slots_and_serves_its_pools_as_long_as_it_runs(
     tcp_redis: redis_server.RedisServer,
     prefect: prefect_api.FakePrefect,
