@@ -83,6 +83,13 @@ class Topic(Protocol):
     def resources(self) -> Sequence[str]:
         """The ids of the resources that events have to be about, as of now; all if it is empty."""
 
+    def is_outdated(self) -> bool:
+        """Whether there is a resource by now that was missing when they were asked for.
+
+        Raises:
+            errors.ApiError: the API could not be asked.
+        """
+
     def pool_of(self, event: schemas.Event) -> str | None:
         """The pool to look after; ``None`` if the event is nobody's business here."""
 
@@ -97,13 +104,34 @@ class DueRuns:
         self._pools = pools
         self._read_pool = read_pool
         self._by_resource: dict[str, str] = {}
+        self._missing: list[str] = []
 
     def resources(self) -> Sequence[str]:
-        """The pools; raises :class:`dispatcher.errors.ApiError` if one cannot be read."""
-        self._by_resource = {
-            f"prefect.work-pool.{self._read_pool(name).id}": name for name in self._pools()
-        }
+        """The pools that exist; raises :class:`dispatcher.errors.ApiError` if there are none."""
+        self._by_resource, self._missing = {}, []
+        absence: errors.ObjectNotFound | None = None
+        for name in self._pools():
+            try:
+                self._by_resource[f"prefect.work-pool.{self._read_pool(name).id}"] = name
+            except errors.ObjectNotFound as error:
+                # One worker's pool that was deleted must not keep the others' from being heard.
+                self._missing.append(name)
+                absence = error
+        if absence is not None and not self._by_resource:
+            # No ids at all would ask for the events of every pool of the server.
+            raise absence
         return tuple(self._by_resource)
+
+    def is_outdated(self) -> bool:
+        """Whether a pool is there by now that was missing."""
+        return any(self._exists(name) for name in self._missing)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._read_pool(name)
+        except errors.ObjectNotFound:
+            return False
+        return True
 
     def pool_of(self, event: schemas.Event) -> str | None:
         """The pool that the run is due in."""
@@ -124,6 +152,10 @@ class Cancels:
     def resources(self) -> Sequence[str]:
         """Any: that the fleet holds a run is known by its id alone."""
         return ()
+
+    def is_outdated(self) -> bool:
+        """Never: nothing can be missing."""
+        return False
 
     def pool_of(self, event: schemas.Event) -> str | None:
         """The run's pool, or any, since one look for cancels serves all.
@@ -212,12 +244,12 @@ class Subscription:
 
     def _listen(self, lease: _Lease) -> None:
         resources = self._topic.resources()
-        until = self._monotonic() + RECONNECT_SECONDS
+        age = _Age(self._topic.is_outdated, self._monotonic)
         with self._open_stream(names=self._topic.names, resource_ids=resources) as stream:
             self._note_success()
             for pool in self._pools():
                 self._bell(pool).ask()
-            while lease.is_held() and not self._stopping.is_set() and self._monotonic() < until:
+            while lease.is_held() and not self._stopping.is_set() and not age.is_over():
                 for bell in self._bells.values():
                     bell.ring_if_due()
                 event = stream.receive(self._patience())
@@ -266,6 +298,27 @@ class _Lease:
             return True
         self._renewed_at = now
         return self._renew()
+
+
+class _Age:
+    """When a connection is to be made anew: after a time, or when what was missing is there."""
+
+    def __init__(self, is_outdated: Callable[[], bool], monotonic: Callable[[], float]) -> None:
+        self._is_outdated = is_outdated
+        self._monotonic = monotonic
+        self._ends_at = monotonic() + RECONNECT_SECONDS
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._look_at = monotonic() + FIRST_PAUSE_SECONDS
+
+    def is_over(self) -> bool:
+        now = self._monotonic()
+        if now >= self._ends_at:
+            return True
+        if now < self._look_at:
+            return False
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        self._look_at = now + self._pause_seconds
+        return self._is_outdated()
 
 
 class _Bell:

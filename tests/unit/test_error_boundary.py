@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dispatcher import error_boundary, errors
-from dispatcher.ledger import rounds
+from dispatcher.ledger import fleet, rounds, served_pools
 from tests import waiting
 
 EXPECTED = [
@@ -107,6 +107,26 @@ def test_a_pool_that_is_not_to_be_served_is_refused(
     assert tick.run("poll", "c", lambda: worked.append("c")) is None
     assert worked == []
     assert caplog.messages == ["poll: no worker has work pool 'c' among its own"]
+
+
+def test_a_tick_for_a_pool_that_only_another_worker_serves_is_done(redis: Redis) -> None:
+    workers = fleet.Fleet(redis)
+    served = served_pools.ServedPools(workers, ["a"])
+    tick = error_boundary.Ticks(served.includes, rounds.Rounds(redis).begin_tick)
+    assert tick.run("poll", "b", lambda: 1) is None
+    workers.report(fleet.Node("w", 1, 2, serves_control=False, version="1", pools=("b",)))
+    assert tick.run("poll", "b", lambda: 1) == "1"
+
+
+def test_redis_that_is_away_when_the_pools_are_asked_for_fails_the_tick_as_expected(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(_pool: str) -> bool:
+        raise RedisConnectionError("no Redis")
+
+    tick = error_boundary.Ticks(away, rounds.Rounds(redis).begin_tick)
+    assert tick.run("poll", "a", lambda: 1) is None
+    assert caplog.messages == ["poll of work pool 'a' fails: no Redis"]
 
 
 def test_a_fault_of_ours_passes(tick: error_boundary.Ticks) -> None:

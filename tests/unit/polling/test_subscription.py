@@ -217,11 +217,37 @@ def test_a_pool_that_is_not_there_yet_is_waited_for_in_silence(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    missing = scene.pools.pop("b")
+    scene.pools.clear()
     scene.start()
-    scene.pools["b"] = missing
+    scene.wait_for(due=[], cancelling=["a", "b"])
+    # To ask for the events of no pool would be to ask for those of all.
+    assert scene.server.asked_for == []
+    scene.pools.update(POOLS)
     scene.wait_for(due=["a", "b"], cancelling=["a", "b"])
     assert caplog.messages == []
+
+
+def test_a_missing_pool_is_skipped_and_the_others_are_heard(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    del scene.pools["b"]
+    scene.start_and_hear()
+    assert [ids for _, ids in scene.server.asked_for] == [{f"prefect.work-pool.{POOLS['a']}"}]
+    scene.server.said.put(event("Scheduled", POOLS["a"]))
+    scene.wait_for(due=["a"], cancelling=[])
+    assert caplog.messages == []
+
+
+def test_a_pool_that_was_missing_is_heard_soon_after_it_was_made(scene: Scene) -> None:
+    del scene.pools["b"]
+    scene.start_and_hear()
+    scene.pools.update(POOLS)
+    scene.wait_for(due=["a", "b"], cancelling=[])
+    assert [len(ids) for _, ids in scene.server.asked_for] == [1, 2]
+    scene.due.clear()
+    scene.server.said.put(event("Scheduled", POOLS["b"]))
+    scene.wait_for(due=["b"], cancelling=[])
 
 
 def test_who_stops_lets_another_one_listen(scene: Scene) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -17,7 +17,7 @@ from dispatcher.reporting import state_reporter
 from dispatcher.testing import prefect_api, prefect_objects
 from dispatcher.upkeep import cancellation, orphan_search, recovery
 from tests import waiting
-from tests.unit import parts
+from tests.unit import ledgers, parts
 
 S = schemas.StateType
 LIMITS = planning.Limits(lease_seconds=15.0, infra_retries=3)
@@ -26,7 +26,7 @@ LONG = 1000.0  # seconds
 
 
 class Fleet:
-    """The tasks of upkeep for ten pools."""
+    """The tasks of upkeep for ten pools, or for others."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Fleet:
         prepare: job_preparation.Preparation,
         *,
         round_seconds: float = 0.0,
+        pools: Sequence[str] = POOLS,
     ) -> None:
         self.prefect = prefect
         self.api = prefect.client()
@@ -50,7 +51,7 @@ class Fleet:
         self.canceller = cancellation.Canceller(
             **shared,
             **every,
-            queues=lambda: dict.fromkeys(POOLS, ()),
+            queues=lambda: dict.fromkeys(pools, ()),
             reporter=reporter,
             revoke=self.revoked.append,
             kill=self._kill,
@@ -61,14 +62,14 @@ class Fleet:
         self.recoverer = recovery.Recoverer(
             **shared,
             **every,
-            pools=lambda: POOLS,
+            pools=lambda: pools,
             seen=seen,
             search=orphan_search.OrphanSearch(
                 api=self.api,
                 book=self.book,
                 seen=seen,
                 turns=every["turns"],
-                pools=lambda: POOLS,
+                pools=lambda: pools,
                 worker_name=parts.WORKER_NAME,
             ),
             prepare=prepare,
@@ -121,6 +122,26 @@ def test_a_held_run_is_cancelled_although_its_pool_is_gone(fleet: Fleet) -> None
     assert kept is not None
     assert kept.cancel_requested
     assert fleet.revoked == [kept.claim_id]
+
+
+def test_pools_that_come_to_the_fleet_later_are_looked_after_by_the_same_tasks(
+    prefect: prefect_api.FakePrefect, redis: Redis, scene: parts.Scene
+) -> None:
+    served: list[str] = []
+    tasks = Fleet(prefect, redis, scene.preparation(), pools=served)
+    tasks.objects.pool("later")
+    cancelled = tasks.objects.run(tasks.objects.deployment("later"))
+    tasks.objects.force(cancelled.id, S.RUNNING)
+    tasks.objects.force(cancelled.id, S.CANCELLING)
+    run = tasks.objects.run(tasks.objects.deployment("later"))
+    claim = claims.NewClaim(run.id, uuid4())
+    tasks.book.open([claim], pool="later", transition_id=uuid4(), slots=1)
+    ledgers.age(redis, run.id, LONG)
+    # No pools at all would be no filter at all for Prefect.
+    served.append("own")
+    assert (tasks.canceller.cancel(), tasks.recoverer.recover()) == (0, 0)
+    served.append("later")
+    assert (tasks.canceller.cancel(), tasks.recoverer.recover()) == (1, 1)
 
 
 def test_a_round_asks_for_all_pools_and_claims_at_once(fleet: Fleet) -> None:
