@@ -174,6 +174,13 @@ class BaseExecutor(abc.ABC):
         """
         return False
 
+    def memory_used(self, infrastructure_pid: str) -> int | None:  # noqa: ARG002 - unknown here
+        """The bytes of memory that a job of this process uses; ``None`` if that is not known.
+
+        Asked whenever the lease on the run is renewed, so it must not take long.
+        """
+        return None
+
     def kill_infrastructure(
         self,
         infrastructure_pid: str,

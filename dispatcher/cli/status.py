@@ -49,6 +49,9 @@ def command(output: str) -> None:
     workers         list of name, pid, version, serves_control, slots, used, free,
                     held_up (why it takes fewer runs than it could, if so), pools
                     (null if its version does not say), work_queues (all if empty)
+    runs            what is executed now, the largest first: list of flow_run_id,
+                    pool, worker, seconds (since it was claimed), memory (bytes of all
+                    its processes; null until measured, or if its executor cannot)
     slots           total, free
     claims          number of open claims by stage, such as opened, pending, held
     oldest_waiting  null if none, else flow_run_id, name, pool, seconds,
@@ -63,6 +66,10 @@ def command(output: str) -> None:
         for each in render(found):
             console.print(each, soft_wrap=isinstance(each, str))
     raise SystemExit(1 if found.problems else 0)
+
+
+# In the table; the JSON has all of them.
+SHOWN_RUNS = 20
 
 
 def read(options: settings.Settings) -> status.Status:
@@ -87,6 +94,10 @@ def render(found: status.Status) -> Iterator[tables.Table | str]:
         if worker.held_up:
             why = f"{worker.name} takes up to {worker.slots} runs: {worker.held_up}"
             yield f"[yellow]{escape(why)}[/]"
+    if found.runs:
+        yield runs_table(found.runs[:SHOWN_RUNS])
+        if len(found.runs) > SHOWN_RUNS:
+            yield f"… and {len(found.runs) - SHOWN_RUNS} more runs"
     yield slots_line(found)
     if found.oldest_waiting is not None:
         yield waiting_line(found.oldest_waiting)
@@ -125,6 +136,22 @@ def workers_table(workers: tuple[status.WorkerStatus, ...]) -> tables.Table:
         numbers = (worker.slots, worker.used, worker.free)
         pools = UNKNOWN if worker.pools is None else ", ".join(worker.pools)
         table.add_row(escape(worker.name), ", ".join(serves), escape(pools), *map(str, numbers))
+    return table
+
+
+def runs_table(runs: tuple[status.HeldRun, ...]) -> tables.Table:
+    """What is executed, and what it uses."""
+    table = tables.Table("Flow run", "Work pool", "Worker", box=boxes.SIMPLE)
+    for name in ("Since", "Memory"):
+        table.add_column(name, justify="right")
+    for run in runs:
+        table.add_row(
+            str(run.flow_run_id),
+            escape(run.pool),
+            escape(run.worker),
+            in_words(run.seconds),
+            UNKNOWN if run.memory is None else f"{run.memory / 2**20:,.0f} MiB",
+        )
     return table
 
 

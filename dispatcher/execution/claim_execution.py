@@ -116,6 +116,7 @@ class Execution:
             wakeup=wakeup,
             on_stop=lambda reason: self._stop(lease, job, reason),
             may_be_restarted=job.may_be_restarted,
+            memory_used=job.memory_used,
             stop_requested=lambda: self._stops.reason,
         )
 

@@ -102,6 +102,17 @@ class Job:
             return True
         return not self._has_begun(prepared, self.identifier)
 
+    def memory_used(self) -> int | None:
+        """How many bytes of memory the job uses, if there is one and its executor knows."""
+        prepared = self._prepared
+        if prepared is None or self.identifier is None or self._ended:
+            return None
+        try:
+            return prepared.executor.memory_used(self.identifier)
+        except Exception as error:  # noqa: BLE001 - an executor is anybody's code
+            logger.debug("the memory of job %s is not known: %s", self.identifier, error)
+            return None
+
     def _has_begun(self, prepared: job_preparation.Prepared, identifier: str) -> bool:
         # An engine is there before its run is due, and waits until then.
         if self._due is not None and self._now() < self._due:

@@ -41,6 +41,7 @@ class LeaseKeeper:
         wakeup: wake_signals.Wakeup,
         on_stop: Callable[[planning.StopReason], None],
         may_be_restarted: Callable[[], bool],
+        memory_used: Callable[[], int | None],
         stop_requested: Callable[[], planning.StopReason | None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,6 +53,7 @@ class LeaseKeeper:
         self._wakeup = wakeup
         self._on_stop = on_stop
         self._may_be_restarted = may_be_restarted
+        self._memory_used = memory_used
         self._stop_requested = stop_requested
         self._monotonic = monotonic
         self._renewed_at = monotonic()
@@ -89,7 +91,7 @@ class LeaseKeeper:
 
     def _renew(self) -> None:
         asked_at = self._monotonic()
-        renewal, cancel = self._ledger.renew(self._lease)
+        renewal, cancel = self._ledger.renew(self._lease, memory=self._memory_used())
         if renewal is claims.Renewal.MISSING:
             renewal = self._restore()
         if renewal is claims.Renewal.LOST:

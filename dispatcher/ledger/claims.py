@@ -69,7 +69,7 @@ class Claim:
     Times are seconds since the epoch by the ledger's clock. ``touched_at`` is when someone last
     showed that he takes care of the claim; ``attempt`` counts the claims that Prefect granted on
     this run since it last ended. ``meant_for`` is the Celery worker whose slots it takes, as many
-    as its ``weight``.
+    as its ``weight``. ``memory`` is how many bytes its job used when the lease was renewed.
     """
 
     flow_run_id: UUID
@@ -87,6 +87,7 @@ class Claim:
     outcome: str = ""
     meant_for: str = ANYBODY
     weight: int = 1
+    memory: int | None = None
 
     @property
     def new(self) -> NewClaim:
@@ -170,8 +171,11 @@ class Ledger(Protocol):
         ``pools`` are those that it serves; all if empty.
         """
 
-    def renew(self, lease: Lease) -> tuple[Renewal, bool]:
-        """Renew a lease; the second value tells whether a cancel was asked for."""
+    def renew(self, lease: Lease, *, memory: int | None = None) -> tuple[Renewal, bool]:
+        """Renew a lease; the second value tells whether a cancel was asked for.
+
+        ``memory`` is how many bytes the job uses now, if that is known.
+        """
 
     def restore(self, lease: Lease) -> bool:
         """Bring a lease back into a ledger that has lost it; false if somebody else has one."""

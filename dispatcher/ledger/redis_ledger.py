@@ -104,10 +104,12 @@ class RedisLedger:
             weight=int(weight),
         )
 
-    def renew(self, lease: Lease) -> tuple[Renewal, bool]:
+    def renew(self, lease: Lease, *, memory: int | None = None) -> tuple[Renewal, bool]:
         """Renew a lease; the second value tells whether a cancel was asked for."""
         keys = [self._key(lease.flow_run_id)]
-        outcome, cancel = self._scripts.renew(keys, [str(lease.claim_id), str(lease.fence)])
+        used = "" if memory is None else str(memory)
+        args = [str(lease.claim_id), str(lease.fence), used]
+        outcome, cancel = self._scripts.renew(keys, args)
         return Renewal(outcome), cancel == "1"
 
     def restore(self, lease: Lease) -> bool:
@@ -247,4 +249,5 @@ def _claim(fields: dict[str, str]) -> Claim:
         outcome=fields.get("outcome", ""),
         meant_for=fields.get("node", ANYBODY),
         weight=int(fields.get("weight", "1")),
+        memory=int(fields["memory"]) if "memory" in fields else None,
     )

@@ -83,6 +83,21 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True)
+class HeldRun:
+    """A flow run that a worker executes now.
+
+    ``seconds`` counts from when it was claimed. ``memory`` is how many bytes its processes used
+    when they were last measured, which takes some seconds the first time; ``None`` until then.
+    """
+
+    flow_run_id: UUID
+    pool: str
+    worker: str
+    seconds: float
+    memory: int | None
+
+
+@dataclass(frozen=True)
 class WaitingRun:
     """The flow run that has waited longest to be executed.
 
@@ -111,6 +126,7 @@ class Status:
     oldest_waiting: WaitingRun | None
     problems: tuple[str, ...]
     used: int | None = None
+    runs: tuple[HeldRun, ...] | None = None
 
     @property
     def slots(self) -> int | None:
@@ -130,6 +146,7 @@ class Status:
         return {
             "pools": [dataclasses.asdict(pool) for pool in self.pools],
             "workers": None if workers is None else [_worker_json(each) for each in workers],
+            "runs": None if self.runs is None else [_run_json(run) for run in self.runs],
             "slots": {"total": self.slots, "free": self.free_slots},
             "claims": None if self.claims is None else {str(k): n for k, n in self.claims.items()},
             "oldest_waiting": _waiting_json(self.oldest_waiting),
@@ -158,6 +175,7 @@ def get_status(
         ),
         workers=store.workers,
         claims=store.claims,
+        runs=store.runs,
         oldest_waiting=_longest(prefect.late, store.unclaimed),
         problems=(*prefect.problems, *store.problems),
     )
@@ -220,6 +238,7 @@ class _FromRedis:
     used: int | None = None
     unclaimed: WaitingRun | None = None
     held: Collection[UUID] = ()
+    runs: tuple[HeldRun, ...] | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -290,12 +309,14 @@ def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
     except RedisError as error:
         return _FromRedis({}, problems=(f"Redis: {error}",))
     counts = Counter(claim.stage for claim in claims)
+    now = seconds + microseconds / 1_000_000
     return _FromRedis(
         poll_ages=ages,
         workers=_workers(nodes, claims),
         claims={stage: counts[stage] for stage in OPEN_STAGES},
         used=sum(claim.weight for claim in claims if claim.stage in SLOT_STAGES),
-        unclaimed=_unclaimed(claims, now=seconds + microseconds / 1_000_000),
+        unclaimed=_unclaimed(claims, now=now),
+        runs=_runs(claims, now=now),
         held={claim.flow_run_id for claim in claims if claim.stage in SLOT_STAGES},
         problems=() if nodes else ("No worker is alive",),
     )
@@ -323,6 +344,22 @@ def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[Work
     )
 
 
+def _runs(claims: Sequence[Claim], *, now: float) -> tuple[HeldRun, ...]:
+    """What is executed, the run that uses most memory first."""
+    held = [
+        HeldRun(
+            claim.flow_run_id,
+            claim.pool,
+            claim.node,
+            max(now - claim.opened_at, 0.0),
+            claim.memory,
+        )
+        for claim in claims
+        if claim.stage is Stage.HELD
+    ]
+    return tuple(sorted(held, key=lambda run: run.memory or 0, reverse=True))
+
+
 def _unclaimed(claims: Sequence[Claim], *, now: float) -> WaitingRun | None:
     for claim in claims:  # oldest first
         if claim.stage in UNCLAIMED_STAGES:
@@ -338,6 +375,10 @@ def _longest(*waiting: WaitingRun | None) -> WaitingRun | None:
 
 def _worker_json(worker: WorkerStatus) -> dict[str, Any]:
     return {**dataclasses.asdict(worker), "free": worker.free}
+
+
+def _run_json(run: HeldRun) -> dict[str, Any]:
+    return {**dataclasses.asdict(run), "flow_run_id": str(run.flow_run_id)}
 
 
 def _waiting_json(run: WaitingRun | None) -> dict[str, Any] | None:

@@ -147,7 +147,7 @@ class InMemoryLedger:
     def _next_fence(self, kept: Claim) -> int:
         return max(kept.fence + 1, int(self.now() * 1_000_000))
 
-    def renew(self, lease: Lease) -> tuple[Renewal, bool]:
+    def renew(self, lease: Lease, *, memory: int | None = None) -> tuple[Renewal, bool]:
         """Renew a lease; the second value tells whether a cancel was asked for."""
         with self._lock:
             kept = self._find(lease.flow_run_id)
@@ -155,7 +155,8 @@ class InMemoryLedger:
                 return Renewal.MISSING, False
             if not _is_held_by(kept, lease):
                 return Renewal.LOST, False
-            self._keep(replace(kept, touched_at=self.now()))
+            used = kept.memory if memory is None else memory
+            self._keep(replace(kept, touched_at=self.now(), memory=used))
             return Renewal.HELD, kept.cancel_requested
 
     def restore(self, lease: Lease) -> bool:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib import parse
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from executors import attribution
+from executors import attribution, memory_limits, templates
 from executors import configuration as configurations
 
 if TYPE_CHECKING:
@@ -151,6 +152,25 @@ class DockerJobConfiguration(configurations.BaseJobConfiguration):
         title="Container Configuration",
         description="Further arguments of docker-py's containers.create.",
     )
+
+    @classmethod
+    def from_template_and_values(
+        cls,
+        base_job_template: Mapping[str, Any],
+        values: Mapping[str, Any],
+        reader: templates.ReferenceReader,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Build the configuration, with the job variable that all executors know besides.
+
+        Raises as the inherited method does.
+        """
+        made = super().from_template_and_values(base_job_template, values, reader, environ=environ)
+        limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
+        if limit is not None and made.mem_limit is None:
+            made.mem_limit = made.memswap_limit = f"{limit}b"
+        return made
 
     def prepare_for_flow_run(
         self,

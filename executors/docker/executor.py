@@ -44,6 +44,7 @@ class DockerExecutor(base.BaseExecutor):
 
     def __init__(self) -> None:
         self._released: set[str] = set()
+        self._memory: dict[str, int | None] = {}
 
     def run(
         self,
@@ -98,6 +99,10 @@ class DockerExecutor(base.BaseExecutor):
     def release(self, infrastructure_pid: str) -> None:
         """Have the call that follows a container return, and leave the container alone."""
         self._released.add(infrastructure_pid)
+
+    def memory_used(self, infrastructure_pid: str) -> int | None:
+        """The bytes that a container of this process used when it was last looked at."""
+        return self._memory.get(infrastructure_pid)
 
     def kill_infrastructure(
         self,
@@ -159,17 +164,25 @@ class DockerExecutor(base.BaseExecutor):
     ) -> base.ExecutorResult:
         """Follow a container to its end; it is removed if anything raises meanwhile."""
         identifier = make_pid(client, container)
+
+        def measure() -> None:
+            self._memory[identifier] = watching.memory_used(client, str(container.id))
+
         with watching.streaming(container, enabled=configuration.stream_output, tail=tail):
             try:
                 started(identifier)
                 end = watching.follow(
-                    client, str(container.id), is_released=lambda: identifier in self._released
+                    client,
+                    str(container.id),
+                    is_released=lambda: identifier in self._released,
+                    on_alive=measure,
                 )
             except BaseException:
                 containers.remove(container)
                 raise
             finally:
                 self._released.discard(identifier)
+                self._memory.pop(identifier, None)
         return base.ExecutorResult(identifier, end.status_code, explanation=end.explanation)
 
 

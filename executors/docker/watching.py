@@ -47,13 +47,15 @@ def follow(
     container_id: str,
     *,
     is_released: Callable[[], bool] = lambda: False,
+    on_alive: Callable[[], None] = lambda: None,
     engine_seconds: float = ENGINE_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> End:
     """Wait for a container's end, also across a restart of the engine.
 
-    Once it is released, which is seen within ``WAIT_SECONDS``, it is left alone.
+    Once it is released, which is seen within ``WAIT_SECONDS``, it is left alone. As often
+    ``on_alive`` is called while it goes on.
 
     Raises:
         errors.ExecutorError: the engine did not come back within ``engine_seconds``.
@@ -69,7 +71,7 @@ def follow(
             # The engine tells it even where it removes the container at once.
             status = int(container.wait(timeout=WAIT_SECONDS)["StatusCode"])
         except requests.ReadTimeout:
-            continue  # it goes on
+            on_alive()
         except engine.AWAY as error:
             away_since = monotonic() if away_since is None else away_since
             if monotonic() - away_since >= engine_seconds:
@@ -95,12 +97,27 @@ def describe(container: Container | None, waited: int | None) -> End:
     return End(status, exit_codes.explain(status) if status else None)
 
 
+def memory_used(client: docker.DockerClient, container_id: str) -> int | None:
+    """The bytes that a container uses, less what its files have in the cache; None if not known.
+
+    Docker's own command shows the same number.
+    """
+    try:
+        told = client.api.stats(container_id, stream=False, one_shot=True)["memory_stats"]
+        cached = told.get("stats", {})
+        return int(told["usage"]) - int(
+            cached.get("inactive_file", cached.get("total_inactive_file", 0))
+        )
+    except (KeyError, requests.RequestException, docker.errors.DockerException):
+        return None
+
+
 def _out_of_memory(container: Container) -> str:
     limit = int(container.attrs.get("HostConfig", {}).get("Memory") or 0)
     if limit:
         return (
             f"It ran out of memory: it may use {limit / 2**20:.0f} MiB. Raise the job variable "
-            "mem_limit, or have the flow use less."
+            "mem_limit or memory_limit, or have the flow use less."
         )
     return "It ran out of memory: the host has no more. Set the job variable mem_limit."
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr
 
 from executors import configuration as configurations
-from executors import templates
+from executors import memory_limits, templates
 from executors.process import start_modes
 from executors.process.engine_control import protocol
 
@@ -31,6 +31,7 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
 
     _start: start_modes.Mode | None = PrivateAttr(default=None)
     _kills_escaped: bool = PrivateAttr(default=False)
+    _memory_limit: int | None = PrivateAttr(default=None)
 
     @classmethod
     def from_template_and_values(
@@ -48,6 +49,7 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
         made = super().from_template_and_values(base_job_template, values, reader, environ=environ)
         made._start = _start(values.get(START_VARIABLE))
         made._kills_escaped = _kills_escaped(values.get(KILL_ESCAPED_VARIABLE))
+        made._memory_limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
         return made
 
     @property
@@ -59,6 +61,11 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
     def kills_escaped(self) -> bool:
         """Whether what the flow has moved out of its process group ends with it in any case."""
         return self._kills_escaped
+
+    @property
+    def memory_limit(self) -> int | None:
+        """How many bytes of memory the run's processes may use together."""
+        return self._memory_limit
 
     @staticmethod
     def _base_flow_run_command() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from executors.process import exit_codes, job_directory, jobs, start_modes, star
 from executors.process import launch as launching
 from executors.process.cleanup import escaped_processes, job_records
 from executors.process.engine_control import control
+from executors.process.memory import cgroups, memory_hold, oom_scores
 from executors.process.warm import fork_server_keeper
 
 logger = logging.getLogger(__name__)
@@ -78,21 +80,23 @@ class ProcessExecutor(base.BaseExecutor):
             with connection, self._job(configuration, path, connection, mode) as (identifier, job):
                 started(identifier)
                 status = job.wait()
+                explanation = job.explain_excess() or exit_codes.explain(status)
         if job.is_to_be_replaced:
             return None
-        return base.ExecutorResult(
-            identifier, status, connection.reported_state, exit_codes.explain(status)
-        )
+        return base.ExecutorResult(identifier, status, connection.reported_state, explanation)
 
     @classmethod
     @contextlib.contextmanager
     def node_services(cls, options: base.NodeOptions) -> Iterator[None]:
         """Keep fork servers for the jobs of this worker, and end what killed workers left here.
 
-        Both are Linux's alone.
+        When memory is short, the kernel is to kill a flow rather than the worker. All of it is
+        Linux's alone.
         """
         with contextlib.ExitStack() as kept:
             if sys.platform == "linux":
+                oom_scores.be_last()
+                kept.enter_context(cgroups.prepared())
                 kept.enter_context(job_records.sweeping(job_records.JobRecords()))
             kept.enter_context(fork_server_keeper.serving(options))
             yield
@@ -101,6 +105,11 @@ class ProcessExecutor(base.BaseExecutor):
         """Whether the job's engine has connected, which it does when its flow begins."""
         job = self._jobs.get(infrastructure_pid)
         return job is not None and job.engine_seen
+
+    def memory_used(self, infrastructure_pid: str) -> int | None:
+        """The bytes that a job's processes used together when they were last measured."""
+        job = self._jobs.get(infrastructure_pid)
+        return None if job is None else job.memory_used
 
     def kill_infrastructure(
         self,
@@ -164,17 +173,21 @@ class ProcessExecutor(base.BaseExecutor):
         launch = build_launch(configuration, path, connection)
         fresh = configuration.working_dir is None
         with (
+            memory_hold.holding(configuration.memory_limit, launch.job_id) as hold,
             self._records.recorded(launch.job_id),
-            self._starts.started(launch, mode, fresh_directory=fresh) as process,
+            self._starts.started(
+                dataclasses.replace(launch, cgroup=hold.cgroup), mode, fresh_directory=fresh
+            ) as process,
         ):
-            job = jobs.Job(launch, process, connection)
+            job = jobs.Job(launch, process, connection, hold)
             identifier = f"{self._host}:{job.pid}"
             self._jobs[identifier] = job
-            try:
-                yield identifier, job
-            finally:
-                job.end()
-                del self._jobs[identifier]
+            with hold.watching(job.searched_members, job.kill):
+                try:
+                    yield identifier, job
+                finally:
+                    job.end()
+                    del self._jobs[identifier]
 
 
 def build_launch(

@@ -15,9 +15,12 @@ from executors import errors
 from executors.process import launch as launching
 from executors.process.cleanup import process_tree
 from executors.process.engine_control import control
+from executors.process.memory import memory_hold, usage
 
 # How long after SIGKILL a job may still be there before that is an error.
 KILL_SECONDS = process_tree.SWEEP_SECONDS + 5.0
+# How often what has left the job's tree is searched for, which reads the table of all processes.
+SEARCH_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Job:
         launch: launching.Launch,
         process: Process,
         connection: control.ControlSocket,
+        hold: memory_hold.MemoryHold | None = None,
         kill_seconds: float = KILL_SECONDS,
     ) -> None:
         self.pid = process.pid
@@ -55,8 +59,10 @@ class Job:
         self._kills_escaped = launch.kills_escaped
         self._process = process
         self._control = connection
+        self._hold = hold or memory_hold.MemoryHold(None, None)
         self._kill_seconds = kill_seconds
         self._family = process_tree.Family(self._is_member())
+        self._searched_at = time.monotonic()
         # Held while the pid is used, so that it cannot be given back in between.
         self._lock = threading.Lock()
         self._reaped = False
@@ -90,6 +96,30 @@ class Job:
     def is_to_be_replaced(self) -> bool:
         """Whether the job was lost before its flow began, through no fault or wish of anybody's."""
         return self._process.lost and not self._stop_asked and not self._control.engine_seen
+
+    def members(self) -> list[psutil.Process]:
+        """The processes of the job: the first, its descendants, and whom a search has found."""
+        with self._lock:
+            if self._reaped:
+                return []
+            tree = [psutil.Process(self.pid), *usage.descendants(self.pid)]
+        return list({*tree, *self._family.known()})
+
+    def searched_members(self) -> list[psutil.Process]:
+        """The processes of the job, after a search for what has left its tree now and then."""
+        if time.monotonic() - self._searched_at > SEARCH_SECONDS:
+            self._family.survivors()
+            self._searched_at = time.monotonic()
+        return self.members()
+
+    @property
+    def memory_used(self) -> int | None:
+        """The bytes that the job's processes use together, as last measured."""
+        return self._hold.used
+
+    def explain_excess(self) -> str | None:
+        """Say that the job was killed for its memory, if it was."""
+        return self._hold.explain()
 
     def stop(self, grace_seconds: float, ending: Ending = "cancel") -> None:
         """Have the job end politely, kill it after the grace; return when nothing is left of it.

@@ -25,6 +25,7 @@ class Launch:
     """One start of one job. The environment may hold secrets and is in no repr.
 
     ``kills_escaped`` has what the flow moved out of its process group end with it, however it ends.
+    ``cgroup`` is the control group that the job joins before it begins.
     """
 
     job_id: str
@@ -33,6 +34,7 @@ class Launch:
     environment: Mapping[str, str] = field(repr=False)
     stream_output: bool = True
     kills_escaped: bool = False
+    cgroup: Path | None = None
 
     @property
     def is_engine(self) -> bool:

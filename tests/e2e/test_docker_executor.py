@@ -15,7 +15,7 @@ import pytest
 from dispatcher.prefect_api import schemas
 from dispatcher.testing import executors
 from executors import base, docker, errors
-from executors.docker import configuration, containers
+from executors.docker import configuration, containers, watching
 from tests import waiting
 from tests.e2e import engine
 
@@ -208,6 +208,24 @@ def test_a_container_that_runs_out_of_memory_says_so(executor: docker.DockerExec
     assert result.status_code == 137
     assert result.explanation is not None
     assert "out of memory: it may use 32 MiB" in result.explanation
+
+
+def test_what_a_container_uses_is_known_while_it_goes_on(executor: docker.DockerExecutor) -> None:
+    job = Started(
+        executor,
+        executors.new_flow_run(),
+        command="""python -c 'import time; x = b"x" * (50 * 2**20); time.sleep(300)'""",
+        memory_limit="200MiB",
+    )
+    identifier = job.wait_started()
+    waiting.wait_for(
+        lambda: (executor.memory_used(identifier) or 0) > 50 * 2**20,
+        seconds=4 * watching.WAIT_SECONDS,
+        what="its memory is known",
+    )
+    executor.kill_infrastructure(identifier, job.configuration, 0)
+    job.result()
+    assert executor.memory_used(identifier) is None
 
 
 def test_a_container_of_another_engine_cannot_be_stopped_from_here(

@@ -138,3 +138,14 @@ def takes_sigterm_away(report: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note(report, f"running {os.getpid()}")
     time.sleep(LONG_SECONDS)
+
+
+@flow
+def takes_memory(report: str, mebibytes: int, go: str) -> None:
+    """Writes to so much memory, and has it until the file ``go`` is there."""
+    taken = bytearray(mebibytes * 2**20)
+    for start in range(0, len(taken), 4096):
+        taken[start] = 1
+    note(report, f"took {len(taken)}")
+    while not Path(go).exists():
+        time.sleep(0.1)

@@ -25,6 +25,8 @@ POOL = "pool"
 TYPE = "scripted"
 WORKER_NAME = "fleet"
 WORKER = "runs@node"  # a Celery worker
+MEMORY = 123 * 2**20
+
 PID = "host:1"
 FOR_GOOD = 10_000  # times
 LEASE_SECONDS = 1.0  # renewed every 0.2 s
@@ -49,6 +51,7 @@ class Script:
     kill_errors: list[Exception] = field(default_factory=list)
     interrupt_errors: list[Exception] = field(default_factory=list)
     has_begun: bool = False
+    memory: Callable[[], int] = lambda: MEMORY
     configurations: list[Any] = field(default_factory=list)
     kills: list[tuple[str, float]] = field(default_factory=list)
     interrupts: list[tuple[str, bool, float]] = field(default_factory=list)
@@ -90,6 +93,9 @@ class ScriptedExecutor(base.BaseExecutor):
 
     def has_begun(self, infrastructure_pid: str) -> bool:
         return self.script.has_begun
+
+    def memory_used(self, infrastructure_pid: str) -> int:
+        return self.script.memory()
 
     def interrupt_infrastructure(
         self,

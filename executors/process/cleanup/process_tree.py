@@ -109,6 +109,11 @@ class Family:
         with self._lock:
             self._known.update(members)
 
+    def known(self) -> list[psutil.Process]:
+        """The members that were found until now and are alive."""
+        with self._lock:
+            return [member for member in self._known if is_alive(member)]
+
     def survivors(self) -> list[psutil.Process]:
         """Every member that is alive now, the oldest first.
 

@@ -48,7 +48,12 @@ def start(launch: launching.Launch) -> ColdProcess:
     output = None if launch.stream_output else subprocess.DEVNULL
     try:
         popen = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(TRAMPOLINE), str(os.getpid()), *launch.argv],
+            [
+                *(sys.executable, "-I", "-S", str(TRAMPOLINE)),
+                str(os.getpid()),
+                str(launch.cgroup or ""),
+                *launch.argv,
+            ],
             cwd=launch.directory,
             env=launch.environment,
             stdin=subprocess.DEVNULL,

@@ -1,9 +1,9 @@
 """The first program of a job's process: it sets the process right, then becomes the command.
 
-Run by path as ``python -I -S trampoline.py <launcher's pid> <command> <arguments…>``; the process
-id stays the same. A ``preexec_fn`` could do this too, but would run Python code between fork and
-exec, which may deadlock in a launcher that has threads. Standard library only: nothing else is on
-the path here.
+Run by path as ``python -I -S trampoline.py <launcher's pid> <control group> <command>
+<arguments…>``; the process id stays the same. A ``preexec_fn`` could do this too, but would run
+Python code between fork and exec, which may deadlock in a launcher that has threads. Standard
+library only: nothing else is on the path here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 
+OOM_SCORE = "/proc/self/oom_score_adj"
+FIRST_VICTIM = "1000"
+
 # As a shell has it.
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
@@ -23,8 +26,9 @@ EXIT_LAUNCHER_GONE = 128 + signal.SIGKILL
 
 def main(arguments: list[str]) -> None:
     """Become the command; returns never."""
-    launcher_pid, command = int(arguments[0]), arguments[1:]
+    launcher_pid, cgroup, command = int(arguments[0]), arguments[1], arguments[2:]
     die_with(launcher_pid)
+    settle(cgroup)
     reset_signals()
     try:
         os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
@@ -43,6 +47,32 @@ def die_with(launcher_pid: int) -> None:
     # A launcher that died before the call above can no longer send anything.
     if os.getppid() != launcher_pid:
         os._exit(EXIT_LAUNCHER_GONE)
+
+
+def settle(cgroup: str) -> None:
+    """Join a control group, if there is one, and be the first that the kernel kills (Linux only).
+
+    When memory is short, a flow is to go rather than the worker. Going up needs no privileges.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:  # noqa: SIM105 - contextlib takes milliseconds to import
+        write(OOM_SCORE, FIRST_VICTIM)
+    except OSError:
+        pass
+    if cgroup:
+        try:
+            write(f"{cgroup}/cgroup.procs", "0")
+        except OSError as error:
+            sys.stderr.write(f"The control group {cgroup} cannot be joined: {error.strerror}\n")
+            sys.stderr.flush()
+            os._exit(EXIT_NOT_EXECUTABLE)
+
+
+def write(path: str, text: str) -> None:
+    """Write to a file of the kernel's."""
+    with open(path, "w") as file:  # noqa: PTH123 - pathlib takes milliseconds to import
+        file.write(text)
 
 
 def reset_signals() -> None:

@@ -155,7 +155,13 @@ class ForkServer:
             self._close_sockets()
             output, errors = peer.descriptors
             return forked_job.Start(
-                request["directory"], request["environment"], output, errors, preparing, server_pid
+                directory=request["directory"],
+                cgroup=request["cgroup"],
+                environment=request["environment"],
+                output=output,
+                errors=errors,
+                prepared=preparing,
+                server_pid=server_pid,
             )
         os.close(preparing)
         if pid > 0:

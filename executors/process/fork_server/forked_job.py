@@ -35,6 +35,7 @@ class Start:
     """What a forked process is to become. ``prepared`` is a pipe that says when it is one."""
 
     directory: str
+    cgroup: str
     environment: Mapping[str, str] = field(repr=False)
     output: int
     errors: int
@@ -49,6 +50,7 @@ def become(start: Start, own_marks: job_marks.WritableMarks, engine: str) -> NoR
     own_marks.write(start.environment)
     os.write(start.prepared, b"\0")
     take_descriptors(start)
+    trampoline.settle(start.cgroup)
     reset_interpreter()
     os.chdir(start.directory)
     replace_environment(start.environment)

@@ -67,6 +67,7 @@ def start(launch: launching.Launch, server: Path) -> WarmProcess:
     request = {
         "job_id": launch.job_id,
         "directory": str(launch.directory),
+        "cgroup": str(launch.cgroup or ""),
         "environment": dict(launch.environment),
     }
     try:

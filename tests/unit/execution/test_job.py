@@ -78,6 +78,27 @@ def test_a_job_that_nobody_stops_runs_to_its_end() -> None:
     assert (stage.job.identifier, stage.job.stop_reason) == (parts.PID, None)
 
 
+def test_what_a_job_uses_is_known_while_it_is_there() -> None:
+    stage = Stage(parts.Script(during=lambda: told.append(stage.job.memory_used())))
+    told = [stage.job.memory_used()]
+
+    stage.run()
+
+    assert [*told, stage.job.memory_used()] == [None, parts.MEMORY, None]
+
+
+def test_an_executor_that_fails_to_tell_what_a_job_uses_harms_nobody() -> None:
+    def fail() -> int:
+        raise ValueError("no idea")
+
+    stage = Stage(parts.Script(memory=fail, during=lambda: told.append(stage.job.memory_used())))
+    told: list[int | None] = []
+
+    stage.run()
+
+    assert told == [None]
+
+
 def test_a_stop_before_the_job_exists_is_carried_out_as_soon_as_it_does() -> None:
     script = parts.Script(blocks=True)
     stage = Stage(script)

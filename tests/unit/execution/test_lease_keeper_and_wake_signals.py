@@ -62,6 +62,7 @@ def keeper_of(
     values: dict[str, Any] = {
         "lease_seconds": LONG_SECONDS,
         "may_be_restarted": lambda: True,
+        "memory_used": lambda: None,
         "stop_requested": lambda: None,
     }
     return lease_keeper.LeaseKeeper(
@@ -232,11 +233,13 @@ def test_the_time_of_a_lease_counts_from_when_its_last_renewal_was_asked_for(
     class Slow(redis_ledger.RedisLedger):
         away = False
 
-        def renew(self, lease: claims.Lease) -> tuple[claims.Renewal, bool]:
+        def renew(
+            self, lease: claims.Lease, *, memory: int | None = None
+        ) -> tuple[claims.Renewal, bool]:
             if self.away:
                 raise RedisConnectionError
             clock.seconds += 10
-            return super().renew(lease)
+            return super().renew(lease, memory=memory)
 
     slow = Slow(redis)
     with keeper_of(slow, lease, wakeup, reasons, monotonic=clock, lease_seconds=15.0) as keeper:
@@ -259,10 +262,12 @@ class Hanging(redis_ledger.RedisLedger):
         self.asked = threading.Event()
         self.over = threading.Event()
 
-    def renew(self, lease: claims.Lease) -> tuple[claims.Renewal, bool]:
+    def renew(
+        self, lease: claims.Lease, *, memory: int | None = None
+    ) -> tuple[claims.Renewal, bool]:
         self.asked.set()
         assert self.over.wait(LONG_SECONDS)
-        return super().renew(lease)
+        return super().renew(lease, memory=memory)
 
 
 def test_a_renewal_that_hangs_does_not_keep_the_holder_from_seeing_that_its_lease_is_over(

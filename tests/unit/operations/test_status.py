@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
@@ -42,11 +43,12 @@ def claim(book: redis_ledger.RedisLedger, *, pool: str = "a") -> claims.NewClaim
     return new
 
 
-def hold(book: redis_ledger.RedisLedger, node: str) -> None:
+def hold(book: redis_ledger.RedisLedger, node: str) -> claims.Lease:
     new = claim(book)
     assert book.accept(new)
     lease = book.acquire(new, owner=f"{node}#{uuid4()}")
     assert isinstance(lease, claims.Lease)
+    return lease
 
 
 # What is found out
@@ -237,6 +239,36 @@ def test_without_redis_the_pools_are_shown(
 # What it looks like
 
 
+def test_runs_are_shown_with_what_they_use_the_largest_first(
+    api: client.PrefectClient, redis: redis_library.Redis, book: redis_ledger.RedisLedger
+) -> None:
+    small, unmeasured, large = (hold(book, RUNS.name) for _ in range(3))
+    claim(book)
+    book.renew(small, memory=50 * 2**20)
+    book.renew(large, memory=3000 * 2**20)
+
+    found = status.get_status(api=api, redis=redis, pools=["a"])
+
+    assert found.runs is not None
+    expected = [(large, 3000 * 2**20), (small, 50 * 2**20), (unmeasured, None)]
+    assert [(run.flow_run_id, run.memory) for run in found.runs] == [
+        (lease.flow_run_id, memory) for lease, memory in expected
+    ]
+    assert {(run.pool, run.worker) for run in found.runs} == {("a", RUNS.name)}
+    text = shown(found)
+    assert re.search(rf"{large.flow_run_id} +a +{RUNS.name} +\d s +3,000 MiB", text)
+    assert re.search(rf"{unmeasured.flow_run_id} +a +{RUNS.name} +\d s +\?", text)
+
+
+def test_the_table_ends_after_the_largest_runs_and_says_how_many_there_are() -> None:
+    runs = tuple(
+        status.HeldRun(uuid4(), "a", "runs@web1", 1.0, 2**30) for _ in range(command.SHOWN_RUNS + 3)
+    )
+    text = shown(status.Status((), (), {}, None, (), runs=runs))
+    assert text.count("1,024 MiB") == command.SHOWN_RUNS
+    assert "and 3 more runs" in text
+
+
 def shown(found: status.Status) -> str:
     text = io.StringIO()
     console = consoles.Console(file=text, width=100, highlight=False)
@@ -317,7 +349,8 @@ def test_command_exits_with_0_if_nothing_is_missing(
         code, output = invoke("--output", "json", api_url=api_url)
     assert code == 0
     found = json.loads(output)
-    assert set(found) == {"pools", "workers", "slots", "claims", "oldest_waiting", "problems"}
+    keys = {"pools", "workers", "runs", "slots", "claims", "oldest_waiting", "problems"}
+    assert set(found) == keys
     assert found["slots"] == {"total": 3, "free": 3}
     assert found["workers"][0]["free"] == 3
     assert found["claims"]["held"] == 0

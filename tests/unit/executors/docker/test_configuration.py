@@ -78,6 +78,24 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+# Memory
+
+
+def test_the_limit_that_all_executors_know_is_the_containers_with_its_swap() -> None:
+    made = configure(memory_limit="2GiB")
+    assert (made.mem_limit, made.memswap_limit) == (f"{2 * 2**30}b", f"{2 * 2**30}b")
+
+
+def test_a_limit_in_dockers_own_variable_counts_more() -> None:
+    made = configure(memory_limit="2GiB", mem_limit="64m")
+    assert (made.mem_limit, made.memswap_limit) == ("64m", None)
+
+
+def test_a_limit_that_nobody_understands_is_refused() -> None:
+    with pytest.raises(errors.ConfigurationError, match="memory_limit"):
+        configure(memory_limit="much")
+
+
 # The template
 
 

@@ -126,6 +126,16 @@ def test_a_renewal_shows_that_the_holder_lives_and_tells_of_a_cancel(
     assert book.renew(lease) == (Renewal.HELD, True)
 
 
+def test_a_renewal_tells_what_the_job_uses_and_one_that_does_not_know_leaves_it(book: Book) -> None:
+    claim = open_claim(book)
+    lease = hold(book, claim)
+    assert read(book, claim).memory is None
+    book.renew(lease, memory=2**33)
+    assert read(book, claim).memory == 2**33
+    book.renew(lease)
+    assert read(book, claim).memory == 2**33
+
+
 def test_a_lease_that_moved_on_is_lost(book: Book) -> None:
     claim = open_claim(book)
     lease = hold(book, claim)
