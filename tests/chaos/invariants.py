@@ -134,6 +134,16 @@ def tells_the_truth(record: records.Record) -> Iterator[str]:
             yield f"the server took {end} and has {record.final}"
 
 
+def is_where_it_belongs(record: records.Record) -> Iterator[str]:
+    """Nobody executes a run of a pool that he does not serve."""
+    for execution in record.executions:
+        for mark in execution.marks:
+            if mark.word == "begin" and record.pool is not None:
+                served = mark.details[0].split(",")
+                if record.pool not in served:
+                    yield f"{record.pool} was executed by a worker of {', '.join(served)}"
+
+
 INVARIANTS: tuple[Invariant, ...] = (
     is_over,
     never_overlaps,
@@ -141,6 +151,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     keeps_its_end,
     is_cancelled_if_asked,
     tells_the_truth,
+    is_where_it_belongs,
 )
 
 

@@ -55,7 +55,7 @@ class Record:
     """One run. ``opted_in``: its flow may be executed again after it has begun.
 
     ``ends`` is the state that it ends in unless it is hit; ``history`` is empty for a run that was
-    deleted.
+    deleted. ``pool`` is its work pool, if it still has one.
     """
 
     run_id: UUID
@@ -64,6 +64,7 @@ class Record:
     opted_in: bool
     history: tuple[schemas.State, ...]
     executions: tuple[Execution, ...] = field(default=())
+    pool: str | None = None
 
     @property
     def final(self) -> str:

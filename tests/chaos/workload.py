@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shlex
 import sys
@@ -176,8 +177,9 @@ class Workload:
         self._targets: dict[UUID, Kind] = {}
 
     def __enter__(self) -> Workload:
-        for kind in self._kinds:
-            self._deployments[kind.name] = self._deploy(kind)
+        pools = itertools.cycle(self._world.stack.pools[:-1])
+        for kind, pool in zip(self._kinds, pools, strict=False):
+            self._deployments[kind.name] = self._deploy(kind, pool=pool)
         self._thread.start()
         return self
 
@@ -211,11 +213,12 @@ class Workload:
                 assert run.deployment_id is not None
                 kind = kinds.get(run.deployment_id) or self._targets[run.deployment_id]
             history = records.in_order(self._world.objects.states(run.id), run.state)
-            found.append(self._record(run.id, kind, history))
-        return found + [self._record(run_id, kind, ()) for run_id, kind in self.deleted.items()]
+            found.append(self._record(run.id, kind, history, run.work_pool_name))
+        deleted = self.deleted.items()
+        return found + [self._record(run_id, kind, (), None) for run_id, kind in deleted]
 
     def _record(
-        self, run_id: UUID, kind: Kind, history: tuple[schemas.State, ...]
+        self, run_id: UUID, kind: Kind, history: tuple[schemas.State, ...], pool: str | None
     ) -> records.Record:
         return records.Record(
             run_id=run_id,
@@ -224,6 +227,7 @@ class Workload:
             opted_in=self._again or kind.infra_retries is not None,
             history=history,
             executions=records.read_executions(self._world.marks / str(run_id)),
+            pool=pool,
         )
 
     def _all_runs(self) -> Iterator[schemas.FlowRun]:
@@ -347,7 +351,7 @@ class Workload:
         submitted: Submitted,
         target: meddling.Target,
     ) -> None:
-        is_doomed = target.pool != self._world.stack.pool
+        is_doomed = target.pool == self._world.stack.pools[-1]
         choices = (*meddling.IN_POOL, *([meddling.delete_pool] * 2 if is_doomed else []))
         meddle = self._dice.choice(choices)
         meddle(objects, target)

@@ -40,6 +40,8 @@ HOSTS = Path(__file__).parent / "hosts"
 
 # In the environment of every process of every job.
 MARKS_VARIABLE = "CHAOS_MARKS"
+# The pools of the worker that executes it.
+POOLS_VARIABLE = "CHAOS_POOLS"
 
 
 class KeepingRedis(redis_server.RedisServer):
@@ -90,7 +92,8 @@ class World:
 
     The dispatcher speaks to Prefect through a proxy that can fail; its jobs do so directly. With
     ``hosts`` each worker believes to be on a host of its own, and in ``skews`` some workers have
-    clocks that are so many seconds fast. The second pool is one that may be deleted, and
+    clocks that are so many seconds fast. Of the two pools with most of the runs, some workers serve
+    the one, some the other and one both. The third pool is one that may be deleted, and
     ``elsewhere`` one that is not served.
     """
 
@@ -181,7 +184,7 @@ class World:
             self.prefect = exits.enter_context(self._new_prefect())
             self.proxy = exits.enter_context(faulty_proxy.FaultyProxy(self.prefect.api_url))
             self.objects = exits.enter_context(self.new_objects(retry.RetryPolicy()))
-            names = (prefect_objects.new_name("pool"), prefect_objects.new_name("doomed"))
+            names = [prefect_objects.new_name(name) for name in ("pool", "side", "doomed")]
             self.stack = stack.Stack(
                 self._site(), *names, api_url=self.proxy.api_url, **self._settings
             )
@@ -220,10 +223,20 @@ class World:
             # Forks of a server would have its clock, and the marks of jobs are compared by time.
             environment |= clocks.wrong_clock(self.skews[position.name])
             environment |= {"DISPATCHER_START": "cold"}
+        pools = ",".join(self.pools_of(position))
+        environment |= {"DISPATCHER_WORK_POOLS": pools, POOLS_VARIABLE: pools}
         name = f"{position.name}.{len(position.incarnations)}"
         process = stack.CeleryProcess(name, arguments, environment, self.stack.directory)
         self.stack.processes.append(process)
         position.incarnations.append(process)
+
+    def pools_of(self, position: Position) -> list[str]:
+        """The work pools that a position serves."""
+        first, second, doomed = self.stack.pools
+        if position.serves_control or not position.is_worker:
+            return [first, second, doomed]
+        number = int(position.name.partition("-")[2])
+        return [first if number % 2 else second, doomed]
 
     def refill(self, position: Position) -> None:
         """Start a position's process again, unless it lives."""

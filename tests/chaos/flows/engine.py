@@ -163,7 +163,7 @@ def execute(how: argparse.Namespace) -> None:
         # In this order, as the engine: it may have to wait for its start time in between.
         launcher = None if how.stubborn else Launcher()
         begin(launcher)
-        marks.mark("begin")
+        marks.begin()
         if how.escapee:
             marks.leave_escapee()
         work(how.seconds, how.gate, launcher)

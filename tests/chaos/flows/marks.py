@@ -26,6 +26,11 @@ def mark(word: str, *details: str) -> None:
         os.close(descriptor)
 
 
+def begin() -> None:
+    """Show that the flow begins, and which pools the worker serves that executes it."""
+    mark("begin", os.environ["CHAOS_POOLS"])
+
+
 def is_open(gate: str) -> bool:
     """Whether a test has opened a gate of this run."""
     name = f"{os.environ['PREFECT__FLOW_RUN_ID']}.{gate}"

@@ -14,7 +14,7 @@ from tests.chaos.flows import marks
 @flow
 def works(seconds: float) -> None:
     """Show for so long that it is executed."""
-    marks.mark("begin")
+    marks.begin()
     marks.live(seconds)
     marks.mark("end")
 
@@ -31,7 +31,7 @@ def works_at_second_try(seconds: float) -> None:
     """Fails once, and is retried by its own engine."""
     from prefect import runtime
 
-    marks.mark("begin")
+    marks.begin()
     marks.live(seconds)
     if runtime.flow_run.run_count < 2:
         raise RuntimeError("as the test wants it")
@@ -41,7 +41,7 @@ def works_at_second_try(seconds: float) -> None:
 @flow
 def pauses(seconds: float) -> None:
     """Wait in its process for somebody to resume it."""
-    marks.mark("begin")
+    marks.begin()
     pause_flow_run(timeout=120, poll_interval=1)
     marks.live(seconds)
     marks.mark("end")
@@ -50,7 +50,7 @@ def pauses(seconds: float) -> None:
 @flow
 def starts_child(seconds: float, deployment: str) -> None:
     """Wait for a run of another deployment, for so long at most."""
-    marks.mark("begin")
+    marks.begin()
     alive = threading.Thread(target=marks.live, args=(seconds,), daemon=True)
     alive.start()
     run_deployment(UUID(deployment), timeout=seconds, poll_interval=0.5)

@@ -73,6 +73,17 @@ def test_a_pause_excuses_its_own_time_and_no_more() -> None:
     assert broken(late, [pause(90, 100)])
 
 
+def test_a_run_that_is_executed_by_a_worker_of_other_pools_is_found() -> None:
+    begun = records.Mark("begin", 7, 1, 1, ("a,b",))
+    execution = records.Execution(7, (begun,))
+    found = dataclasses.replace(record(), executions=(execution,))
+    where = [
+        list(invariants.is_where_it_belongs(dataclasses.replace(found, pool=pool)))
+        for pool in ("a", "c", None)
+    ]
+    assert where == [[], ["c was executed by a worker of a, b"], []]
+
+
 def test_nobody_has_to_take_care_of_a_run_that_is_scheduled() -> None:
     assert broken(record(state(S.SCHEDULED, 0), state(S.PENDING, 1000))) == []
 
