@@ -163,10 +163,11 @@ def get_status(
 ) -> Status:
     """Ask Prefect and Redis about the pools and the fleet that serves them; raises nothing.
 
+    Pools that only other workers serve are shown after those of the arguments, with all queues.
     Nothing is polled, so that looking on does not count as a sign of life of the work queues.
     """
-    prefect = _ask_prefect(api, pools, work_queues)
     store = _ask_redis(redis, pools)
+    prefect = _ask_prefect(api, pools, work_queues, further=store.further_pools)
     found = Status(
         used=store.used,
         pools=tuple(
@@ -181,7 +182,7 @@ def get_status(
     )
     further = _unserved(api, found.pools)
     if store.held and not found.free_slots:
-        further += _standstill(api, pools, store.held)
+        further += _standstill(api, [*pools, *store.further_pools], store.held)
     return dataclasses.replace(found, problems=(*found.problems, *further))
 
 
@@ -233,6 +234,7 @@ def _with_workers(
 @dataclass(frozen=True)
 class _FromRedis:
     poll_ages: Mapping[str, float]
+    further_pools: tuple[str, ...] = ()
     workers: tuple[WorkerStatus, ...] | None = None
     claims: Mapping[Stage, int] | None = None
     used: int | None = None
@@ -243,19 +245,26 @@ class _FromRedis:
 
 
 def _ask_prefect(
-    api: client.PrefectClient, pools: Sequence[str], work_queues: Sequence[str]
+    api: client.PrefectClient,
+    pools: Sequence[str],
+    work_queues: Sequence[str],
+    *,
+    further: Sequence[str],
 ) -> _FromPrefect:
-    found: dict[str, WorkPoolStatus] = {name: WorkPoolStatus(name) for name in pools}
+    queues_of = {**dict.fromkeys(pools, tuple(work_queues)), **dict.fromkeys(further, ())}
+    found = {name: WorkPoolStatus(name) for name in queues_of}
     problems: list[str] = []
     late = None
     try:
-        for name in pools:
+        for name, queues in queues_of.items():
             try:
-                found[name] = _pool(api, name, work_queues)
+                found[name] = _pool(api, name, queues)
             except errors.ObjectNotFound:
                 problems.append(f"Work pool {name!r} does not exist")
-            problems += _missing_queues(found[name], work_queues)
-        late = _late_run(api, pools, work_queues)
+            problems += _missing_queues(found[name], queues)
+        late = _longest(
+            _late_run(api, pools, work_queues), _late_run(api, further, ()) if further else None
+        )
     except errors.ApiError as error:
         problems.append(f"Prefect API: {error}")
     return _FromPrefect(tuple(found.values()), late, tuple(problems))
@@ -302,8 +311,10 @@ def _late_run(
 
 def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
     try:
-        ages = last_polls.LastPolls(redis).ages(pools)
         nodes = fleet.Fleet(redis).nodes()
+        served = {pool for node in nodes for pool in node.pools or ()}
+        further = tuple(sorted(served.difference(pools)))
+        ages = last_polls.LastPolls(redis).ages([*pools, *further])
         claims = redis_ledger.RedisLedger(redis).open_claims()
         seconds, microseconds = redis.time()
     except RedisError as error:
@@ -312,6 +323,7 @@ def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
     now = seconds + microseconds / 1_000_000
     return _FromRedis(
         poll_ages=ages,
+        further_pools=further,
         workers=_workers(nodes, claims),
         claims={stage: counts[stage] for stage in OPEN_STAGES},
         used=sum(claim.weight for claim in claims if claim.stage in SLOT_STAGES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -237,6 +238,25 @@ def test_without_redis_the_pools_are_shown(
 
 
 # What it looks like
+
+
+def test_pools_that_only_other_workers_serve_are_shown_as_well(
+    api: client.PrefectClient,
+    objects: prefect_objects.PrefectObjects,
+    redis: redis_library.Redis,
+) -> None:
+    for pool in ("a", "z"):
+        objects.pool(pool)
+    fleet.Fleet(redis).report(CONTROL)
+    fleet.Fleet(redis).report(dataclasses.replace(RUNS, pools=("z",)))
+
+    found = status.get_status(api=api, redis=redis, pools=["a"], work_queues=["default"])
+
+    assert [(pool.name, pool.type, pool.slots) for pool in found.pools] == [
+        ("a", "process", 0),
+        ("z", "process", RUNS.slots),
+    ]
+    assert found.problems == ()
 
 
 def test_runs_are_shown_with_what_they_use_the_largest_first(
