@@ -85,6 +85,8 @@ class Describer:
         self._places = places
         self._options = options
         self._run_queues = self._consumed()
+        self._own_queue = tasks.node_queue(worker.hostname)
+        self._had_own_queue = False
 
     def __call__(self) -> fleet.Node:
         """The worker now; without slots if nothing is left of them."""
@@ -96,6 +98,10 @@ class Describer:
         except ValueError:
             # Its pool was shrunk: one place, and control work comes first.
             return _node(self._worker, 0, "its pool has one place, which is kept for control work")
+        has_own_queue = self._own_queue in queues_of(self._worker)
+        self._had_own_queue |= has_own_queue
+        if self._had_own_queue and not has_own_queue:
+            return _node(self._worker, 0, f"it does not consume {self._own_queue}")
         if self._run_queues and not node.pools:
             return replace(node, held_up=f"it does not consume {', '.join(self._run_queues)}")
         self._run_queues = self._consumed() or self._run_queues

@@ -76,6 +76,18 @@ def test_a_worker_that_does_not_consume_runs_any_more_says_so() -> None:
     assert (describe().slots, describe().held_up) == (4, "")
 
 
+def test_a_worker_whose_own_queue_is_taken_from_it_takes_no_runs_and_says_so() -> None:
+    own = tasks.node_queue("w@h")
+    leaving = worker(queues=(tasks.RUNS_QUEUE, own))
+    describe, _ = describer(leaving)
+    assert describe().slots == 4
+    queues = leaving.app.amqp.queues
+    queues.consume_from = dict.fromkeys([tasks.RUNS_QUEUE])
+    assert (describe().slots, describe().held_up) == (0, f"it does not consume {own}")
+    queues.consume_from = dict.fromkeys([tasks.RUNS_QUEUE, own])
+    assert (describe().slots, describe().held_up) == (4, "")
+
+
 def test_a_worker_serves_the_pools_whose_queues_it_consumes() -> None:
     node = describer(worker(queues=(tasks.RUNS_QUEUE,)))[0]()
     assert (node.pools, node.work_queues) == (("a", "b"), ("gpu",))
