@@ -21,6 +21,7 @@ from dispatcher.celery_app import (
     configuration,
     consumer,
     die_with_parent,
+    dropped_messages,
     flower_defaults,
     log_setup,
     messenger,
@@ -40,11 +41,12 @@ def create_app(options: settings.Settings) -> Celery:
     app.conf.update(configuration.configuration(options))
     sender = messenger.CeleryMessenger(app)
     parts = services.Services(options, sender)
+    dropped = dropped_messages.DroppedMessages()
     app.conf.worker_consumer = consumer.consumer_class(
-        parts.stop_requests.request, lambda name: leave_fleet(parts, name)
+        parts.stop_requests.request, lambda name: leave_fleet(parts, name), dropped
     )
     tasks.register(app, parts)
-    bootsteps.install(app, parts)
+    bootsteps.install(app, parts, dropped)
     log_setup.install(options.log_format)
     run_logs.attach(parts.log_outbox.put)
     _connect_worker_signals(parts, sender)

@@ -14,7 +14,7 @@ from kombu import Queue
 
 import executors
 from dispatcher import error_boundary, errors, services
-from dispatcher.celery_app import node_description, tasks, thread_pool
+from dispatcher.celery_app import dropped_messages, node_description, tasks, thread_pool
 from dispatcher.execution import node_services, stop_requests
 from dispatcher.ledger import fleet
 from dispatcher.operations import health
@@ -31,7 +31,9 @@ CLOCK_TOLERANCE = 10.0  # seconds
 logger = logging.getLogger(__name__)
 
 
-def install(app: Celery, parts: services.Services) -> None:
+def install(
+    app: Celery, parts: services.Services, dropped: dropped_messages.DroppedMessages
+) -> None:
     """Add the steps to every worker of an app."""
 
     class ServeHealth(bootsteps.StartStopStep):
@@ -68,7 +70,7 @@ def install(app: Celery, parts: services.Services) -> None:
             thread_pool.make_resizable(parent.pool)
             self._reporter = fleet.NodeReporter(
                 parts.fleet,
-                node_description.Describer(parent, parts.run_places, parts.options),
+                node_description.Describer(parent, parts.run_places, parts.options, dropped),
                 on_drain=lambda: cancel_run_queues(parent.consumer, parts.options.work_pools),
                 on_report=lambda: note_report(parent.app, parts),
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.worker import consumer
 
-from dispatcher.celery_app import execute_request
+from dispatcher.celery_app import dropped_messages, envelopes, execute_request
 
 # How long an event of a task may wait for others to go with it. Celery would send those of each
 # turn of its loop at once, which costs the worker's main process more than all else it does.
@@ -21,6 +21,7 @@ RECONNECT_SECONDS = 2.0
 def consumer_class(
     stop_tasks: Callable[[], None],
     leave: Callable[[str], None],
+    dropped: dropped_messages.DroppedMessages,
     *,
     celery_consumer: type[Any] = consumer.Consumer,
     monotonic: Callable[[], float] = time.monotonic,
@@ -28,7 +29,7 @@ def consumer_class(
     """Make the class for workers of an app, as Celery's setting ``worker_consumer`` takes it.
 
     ``stop_tasks`` has the tasks of this very process stop their jobs; ``leave`` has a worker, by
-    its name, get no more runs.
+    its name, get no more runs; ``dropped`` counts what no worker can make anything of.
     """
 
     class Consumer(celery_consumer):  # type: ignore[misc] # as given
@@ -49,7 +50,19 @@ def consumer_class(
             conn.ensure_connection = functools.partial(
                 conn.ensure_connection, interval_step=0, interval_max=RECONNECT_SECONDS
             )
+            careful = envelopes.careful(conn.get_transport_cls(), dropped.note)
+            conn.get_transport_cls = lambda: careful
             return super().ensure_connected(conn)
+
+        def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], Any]:
+            """Have Celery handle what is for it; anything else would end the worker."""
+            receive = super().create_task_handler(*args, **options)
+            return dropped.before(receive, self.connection_errors)
+
+        def on_decode_error(self, message: Any, exc: Exception) -> None:
+            """Celery calls this for what kombu cannot decode, and would show all of it."""
+            why = f"it cannot be decoded ({type(exc).__name__})"
+            dropped.drop(message, why, self.connection_errors)
 
         def cancel_active_requests(self) -> None:
             """Celery calls this in a cold shutdown, and fails where tasks are not processes."""

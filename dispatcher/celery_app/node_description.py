@@ -19,7 +19,7 @@ from kombu import Exchange, Queue
 
 import dispatcher
 from dispatcher import planning, settings
-from dispatcher.celery_app import tasks
+from dispatcher.celery_app import dropped_messages, tasks
 from dispatcher.execution import run_places
 from dispatcher.ledger import fleet
 
@@ -79,17 +79,25 @@ class Describer:
     """Describes a worker that its users may change at any time, and keeps its ``places`` right."""
 
     def __init__(
-        self, worker: Any, places: run_places.RunPlaces, options: settings.Settings
+        self,
+        worker: Any,
+        places: run_places.RunPlaces,
+        options: settings.Settings,
+        dropped: dropped_messages.DroppedMessages,
     ) -> None:
         self._worker = worker
         self._places = places
         self._options = options
+        self._dropped = dropped
         self._run_queues = self._consumed()
         self._own_queue = tasks.node_queue(worker.hostname)
         self._had_own_queue = False
 
     def __call__(self) -> fleet.Node:
         """The worker now; without slots if nothing is left of them."""
+        return replace(self._describe(), dropped=self._dropped.count)
+
+    def _describe(self) -> fleet.Node:
         self._places.limit = None
         if serves_control(self._worker):
             self._places.limit = concurrency_of(self._worker) - 1

@@ -48,7 +48,8 @@ def command(output: str) -> None:
                     free_slots of the workers that serve it, their names (workers)
     workers         list of name, pid, version, serves_control, slots, used, free,
                     held_up (why it takes fewer runs than it could, if so), pools
-                    (null if its version does not say), work_queues (all if empty)
+                    (null if its version does not say), work_queues (all if empty),
+                    dropped (messages that were none of the dispatcher's)
     runs            what is executed now, the largest first: list of flow_run_id,
                     pool, worker, seconds (since it was claimed), memory (bytes of all
                     its processes; null until measured, or if its executor cannot)
@@ -94,6 +95,9 @@ def render(found: status.Status) -> Iterator[tables.Table | str]:
         if worker.held_up:
             why = f"{worker.name} takes up to {worker.slots} runs: {worker.held_up}"
             yield f"[yellow]{escape(why)}[/]"
+        if worker.dropped:
+            what = f"{worker.name} has dropped {worker.dropped} messages that were not for it"
+            yield f"[yellow]{escape(what)}[/]"
     if found.runs:
         yield runs_table(found.runs[:SHOWN_RUNS])
         if len(found.runs) > SHOWN_RUNS:

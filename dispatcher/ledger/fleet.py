@@ -40,6 +40,7 @@ class Node:
 
     It executes runs of its ``pools``, and of their queues of the names ``work_queues``, if there
     are any. A worker of a version that does not say its pools has ``None``, and executes all.
+    ``dropped`` counts the messages that it received and that were none of the dispatcher's.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Node:
     held_up: str = ""
     pools: tuple[str, ...] | None = None
     work_queues: tuple[str, ...] = ()
+    dropped: int = 0
 
     @property
     def key(self) -> str:

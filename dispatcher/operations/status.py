@@ -70,6 +70,7 @@ class WorkerStatus:
     held_up: str = ""
     pools: tuple[str, ...] | None = None
     work_queues: tuple[str, ...] = ()
+    dropped: int = 0
 
     def serves(self, pool: str) -> bool:
         """Whether it executes runs of a pool."""
@@ -351,6 +352,7 @@ def _workers(nodes: Sequence[fleet.Node], claims: Sequence[Claim]) -> tuple[Work
             held_up=node.held_up,
             pools=node.pools,
             work_queues=node.work_queues,
+            dropped=node.dropped,
         )
         for node in nodes
     )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery.concurrency import thread
 
-from dispatcher.celery_app import consumer
+from dispatcher.celery_app import consumer, dropped_messages
 from tests.unit import celery_pools
 
 
@@ -58,6 +58,7 @@ class World:
         made: Any = consumer.consumer_class(
             lambda: self.stopped.append("stop"),
             self.left.append,
+            dropped_messages.DroppedMessages(),
             celery_consumer=Bare,
             monotonic=lambda: self.now,
         )
@@ -114,6 +115,9 @@ def test_a_broker_that_is_away_is_looked_for_at_a_steady_pace() -> None:
     asked: list[tuple[tuple[object, ...], dict[str, object]]] = []
 
     class Broker:
+        def get_transport_cls(self) -> type[object]:
+            return object
+
         def ensure_connection(self, *args: object, **options: object) -> None:
             asked.append((args, options))
 

@@ -12,7 +12,13 @@ from celery.concurrency import thread
 from kombu.utils import limits
 
 from dispatcher import settings
-from dispatcher.celery_app import configuration, node_description, tasks, thread_pool
+from dispatcher.celery_app import (
+    configuration,
+    dropped_messages,
+    node_description,
+    tasks,
+    thread_pool,
+)
 from dispatcher.execution import run_places
 
 OPTIONS = settings.Settings(
@@ -40,7 +46,9 @@ def worker(concurrency: int = 4, queues: tuple[str, ...] = BOTH, **more: Any) ->
 
 def describer(of: Any) -> tuple[node_description.Describer, run_places.RunPlaces]:
     places = run_places.RunPlaces()
-    return node_description.Describer(of, places, OPTIONS), places
+    return node_description.Describer(
+        of, places, OPTIONS, dropped_messages.DroppedMessages()
+    ), places
 
 
 def test_a_pool_that_grows_and_shrinks_is_counted_as_it_is() -> None:
