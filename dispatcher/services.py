@@ -20,6 +20,7 @@ from dispatcher.execution import (
 from dispatcher.ledger import (
     beat_reports,
     fleet,
+    keys,
     last_polls,
     locks,
     poll_nudges,
@@ -59,6 +60,11 @@ class Services:
         """The connection pool to Redis; safe to use after a fork."""
         return redis_connection.connect_redis(self.options.redis_url.get_secret_value())
 
+    @property
+    def prefix(self) -> str:
+        """What the ledger's keys begin with."""
+        return keys.prefix_of(self.options.namespace)
+
     @cached_property
     def api(self) -> client.PrefectClient:
         """The Prefect API; safe to use after a fork."""
@@ -67,17 +73,17 @@ class Services:
     @cached_property
     def beats(self) -> beat_reports.BeatReports:
         """Where beat is alive."""
-        return beat_reports.BeatReports(self.redis)
+        return beat_reports.BeatReports(self.redis, prefix=self.prefix)
 
     @cached_property
     def polls(self) -> last_polls.LastPolls:
         """When the pools were polled."""
-        return last_polls.LastPolls(self.redis)
+        return last_polls.LastPolls(self.redis, prefix=self.prefix)
 
     @cached_property
     def rounds(self) -> rounds.Rounds:
         """What has been done of late."""
-        return rounds.Rounds(self.redis)
+        return rounds.Rounds(self.redis, prefix=self.prefix)
 
     @cached_property
     def event_outbox(self) -> outbox.Outbox[schemas.Event]:
@@ -124,12 +130,12 @@ class Services:
     @cached_property
     def ledger(self) -> redis_ledger.RedisLedger:
         """The claims."""
-        return redis_ledger.RedisLedger(self.redis)
+        return redis_ledger.RedisLedger(self.redis, prefix=self.prefix)
 
     @cached_property
     def fleet(self) -> fleet.Fleet:
         """The slots."""
-        return fleet.Fleet(self.redis)
+        return fleet.Fleet(self.redis, prefix=self.prefix)
 
     @cached_property
     def served_pools(self) -> served_pools.ServedPools:
@@ -172,7 +178,7 @@ class Services:
     @cached_property
     def nudges(self) -> poll_nudges.PollNudges:
         """Polls ahead of time."""
-        return poll_nudges.PollNudges(self.redis, self.messenger.send_poll)
+        return poll_nudges.PollNudges(self.redis, self.messenger.send_poll, prefix=self.prefix)
 
     @cached_property
     def subscriptions(self) -> tuple[subscription.Subscription, ...]:
@@ -182,7 +188,7 @@ class Services:
             subscription.Subscription,
             open_stream=functools.partial(event_stream.open_stream, self.api.transport),
             pools=pools,
-            mutex=locks.Locks(self.redis),
+            mutex=locks.Locks(self.redis, prefix=self.prefix),
         )
         due = subscription.DueRuns(pools, self.api.read_work_pool)
         cancels = subscription.Cancels(pools, self.ledger.get)
@@ -201,10 +207,12 @@ class Services:
             api=self.api,
             book=self.ledger,
             known=self.catalog,
-            order=fairness.Turns(self.api, turns_taken.TurnsTaken(self.redis), self.catalog),
+            order=fairness.Turns(
+                self.api, turns_taken.TurnsTaken(self.redis, prefix=self.prefix), self.catalog
+            ),
             late=late_runs.LateRuns(self.api, self.catalog),
             slots=self.places,
-            mutex=locks.Locks(self.redis),
+            mutex=locks.Locks(self.redis, prefix=self.prefix),
             calls=self.nudges,
             record=self.polls,
             publish=self.publisher.publish,
@@ -242,7 +250,7 @@ class Services:
         return cancellation.Canceller(
             api=self.api,
             book=self.ledger,
-            mutex=locks.Locks(self.redis),
+            mutex=locks.Locks(self.redis, prefix=self.prefix),
             turns=self.rounds,
             reporter=self.reporter,
             revoke=self.messenger.revoke,
@@ -262,6 +270,7 @@ class Services:
         """For how long the ledger has been there."""
         return recovery_memory.RecoveryMemory(
             self.redis,
+            prefix=self.prefix,
             patience_seconds=self.limits.lost_lease_seconds,
             gap_seconds=self.limits.gap_seconds,
         )
@@ -284,7 +293,7 @@ class Services:
         return recovery.Recoverer(
             api=self.api,
             book=self.ledger,
-            mutex=locks.Locks(self.redis),
+            mutex=locks.Locks(self.redis, prefix=self.prefix),
             seen=self.observations,
             prepare=self.preparation,
             reporter=self.reporter,
@@ -306,7 +315,7 @@ class Services:
         return revoked_runs.RevokedRuns(
             api=self.api,
             book=self.ledger,
-            mutex=locks.Locks(self.redis),
+            mutex=locks.Locks(self.redis, prefix=self.prefix),
             hasten=self._hasten_cancel,
         )
 

@@ -8,6 +8,7 @@ All durations are seconds.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,7 @@ from redis import Redis
 from dispatcher import errors
 
 ENV_PREFIX = "DISPATCHER_"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 # What to say where Pydantic's own words would not tell a user what to do.
 _HINTS = {
@@ -54,7 +56,15 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey for the Celery broker and the claim ledger.",
+        description="Redis or Valkey for the claim ledger, and for Celery if nothing else is set.",
+    )
+    broker_url: SecretStr | None = Field(
+        default=None,
+        description="Broker of the Celery workers, if not that Redis: another one, or RabbitMQ.",
+    )
+    namespace: str = Field(
+        default="dispatcher",
+        description="Tells apart what several dispatchers or other applications have in one Redis.",
     )
     worker_name: str = Field(
         default="celery-flow-dispatcher",
@@ -186,19 +196,42 @@ class Settings(BaseSettings):
             raise ValueError("it must start with http:// or https://")
         return value.rstrip("/")
 
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+            raise ValueError("it may have up to 64 letters, digits, '_', '.' and '-'")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _check_broker_url(cls, value: SecretStr | None) -> SecretStr | None:
+        url = value.get_secret_value() if value else ""
+        if value is None or url.startswith(("amqp://", "amqps://")):
+            return value
+        if not url.startswith(REDIS_SCHEMES):
+            raise ValueError(
+                "it must start with amqp:// or amqps:// (RabbitMQ), redis://, rediss:// or unix://"
+            )
+        return _checked_redis_url(value)
+
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        if not value.get_secret_value().startswith(REDIS_SCHEMES):
             raise ValueError("it must start with redis://, rediss:// or unix://")
-        try:
-            Redis.from_url(value.get_secret_value())
-        except ValueError:
-            # Its text repeats parts of the URL.
-            raise ValueError(
-                "it is no URL of a Redis; write special characters of a password as %2F and so on"
-            ) from None
-        return value
+        return _checked_redis_url(value)
+
+
+def _checked_redis_url(value: SecretStr) -> SecretStr:
+    try:
+        Redis.from_url(value.get_secret_value())
+    except ValueError:
+        # Its text repeats parts of the URL.
+        raise ValueError(
+            "it is no URL of a Redis; write special characters of a password as %2F and so on"
+        ) from None
+    return value
 
 
 def _from_json(text: str) -> Any:

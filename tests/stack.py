@@ -16,10 +16,11 @@ from uuid import UUID, uuid4
 import celery
 import psutil
 import redis
+from kombu import Queue
 
 from dispatcher import errors
 from dispatcher.celery_app import tasks
-from dispatcher.ledger import fleet, redis_ledger
+from dispatcher.ledger import fleet, keys, redis_ledger
 from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import tether, waiting
@@ -232,7 +233,7 @@ class Stack:
         self.objects = site.objects
         self.pools = pools or (prefect_objects.new_name("pool"),)
         self.processes: list[CeleryProcess] = []
-        self.redis_url = site.new_redis_url()
+        self.redis_url = settings.get("DISPATCHER_REDIS_URL") or site.new_redis_url()
         self._marker = uuid4().hex
         self.directory = site.directory / self._marker[:8]
         self.directory.mkdir()
@@ -247,8 +248,13 @@ class Stack:
             **settings,
         }
         self.redis = redis.Redis.from_url(self.redis_url, decode_responses=True)
-        self.celery = celery.Celery("tests", broker=self.redis_url, set_as_current=False)
-        self.ledger = redis_ledger.RedisLedger(self.redis)
+        broker = settings.get("DISPATCHER_BROKER_URL", self.redis_url)
+        self.celery = celery.Celery("tests", broker=broker, set_as_current=False)
+        namespace = settings.get("DISPATCHER_NAMESPACE", keys.DEFAULT_NAMESPACE)
+        prefix = keys.prefix_of(namespace)
+        if namespace != keys.DEFAULT_NAMESPACE:
+            self.celery.conf.broker_transport_options = {"global_keyprefix": prefix}
+        self.ledger = redis_ledger.RedisLedger(self.redis, prefix=prefix)
 
     @property
     def pool(self) -> str:
@@ -416,7 +422,9 @@ class Stack:
             tasks.EXECUTE,
             args=(str(run.id), str(claim.claim_id)),
             task_id=str(claim.claim_id),
-            queue=tasks.RUNS_QUEUE,
+            # Through the exchange that every broker has, and as the workers have declared it.
+            queue=Queue(tasks.RUNS_QUEUE),  # type: ignore[arg-type] # Celery takes it
+            declare=[],
         )
 
     def waiting_messages(self, queue: str = tasks.node_queue(GONE)) -> int:

@@ -45,7 +45,7 @@ def create_app(options: settings.Settings) -> Celery:
     app.conf.worker_consumer = consumer.consumer_class(
         parts.stop_requests.request, lambda name: leave_fleet(parts, name), dropped
     )
-    tasks.register(app, parts)
+    tasks.register(app, parts, ticks_late=configuration.is_amqp(options))
     bootsteps.install(app, parts, dropped)
     log_setup.install(options.log_format)
     run_logs.attach(parts.log_outbox.put)
@@ -69,7 +69,7 @@ def _connect_worker_signals(parts: services.Services, messages: messenger.Celery
     def prepare_worker(sender: Any, **_: Any) -> None:
         nonlocal worker_pid
         worker_pid = os.getpid()
-        node_description.choose_queues(sender, parts.options.work_pools)
+        node_description.choose_queues(sender, parts.options)
         parts.time_limits.soft, parts.time_limits.hard = sender.soft_time_limit, sender.time_limit
         die_with_parent.prepare_for_children()
         pool_exit.shorten_farewell()

@@ -10,6 +10,7 @@ from kombu import Exchange, Queue
 
 from dispatcher import settings
 from dispatcher.celery_app import tasks
+from dispatcher.ledger import keys
 
 # The same in every process on one Redis, since the smallest one counts for all. No claim depends
 # on it: messages are acknowledged before their task begins, and a second delivery is refused.
@@ -18,25 +19,15 @@ VISIBILITY_TIMEOUT = 3600  # seconds
 
 def configuration(options: settings.Settings) -> dict[str, Any]:
     """Celery's settings for one set of ours."""
-    url = celery_url(options.redis_url.get_secret_value())
+    redis_url = celery_url(options.redis_url.get_secret_value())
     return {
-        "broker_url": url,
-        "result_backend": url,
-        "broker_transport_options": {
-            "visibility_timeout": VISIBILITY_TIMEOUT,
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
-            # Control work first, wherever one worker serves both queues.
-            "queue_order_strategy": "priority",
-            "health_check_interval": 10,
-            "socket_timeout": 10,
-            "socket_connect_timeout": 5,
-        },
+        **broker(options),
+        "result_backend": redis_url,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         # Those of single pools are for workers that name them with -Q.
         "task_queues": [
-            _queue(name)
+            queue(name, arguments=queue_arguments(options))
             for name in (
                 tasks.CONTROL_QUEUE,
                 tasks.RUNS_QUEUE,
@@ -55,7 +46,6 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         # sent would cost as much as the message, and say what the next event says again.
         "worker_send_task_events": True,
         "worker_prefetch_multiplier": 1,
-        "worker_disable_prefetch": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_redirect_stdouts": False,
         "result_backend_always_retry": True,
@@ -63,6 +53,47 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "result_backend_thread_safe": True,
         "beat_schedule": beat_schedule(options),
     }
+
+
+def broker(options: settings.Settings) -> dict[str, Any]:
+    """Celery's settings for the broker: the Redis of the ledger unless there is another one."""
+    url = (options.broker_url or options.redis_url).get_secret_value()
+    if is_amqp(options):
+        return {
+            "broker_url": url,
+            # A message is on its way when the broker has it, not when it has been written.
+            "broker_transport_options": {"confirm_publish": True},
+        }
+    transport: dict[str, Any] = {
+        "visibility_timeout": VISIBILITY_TIMEOUT,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        # Control work first, wherever one worker serves both queues.
+        "queue_order_strategy": "priority",
+        "health_check_interval": 10,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+    }
+    if options.namespace != keys.DEFAULT_NAMESPACE:
+        transport["global_keyprefix"] = keys.prefix_of(options.namespace)
+    return {
+        "broker_url": celery_url(url),
+        "broker_transport_options": transport,
+        # Celery has it for Redis alone.
+        "worker_disable_prefetch": True,
+    }
+
+
+def is_amqp(options: settings.Settings) -> bool:
+    """Whether the broker is RabbitMQ."""
+    return options.broker_url is not None and options.broker_url.get_secret_value().startswith(
+        ("amqp://", "amqps://")
+    )
+
+
+def queue_arguments(options: settings.Settings) -> dict[str, Any]:
+    """What the queues are declared with: RabbitMQ keeps those of a quorum through a node's end."""
+    return {"x-queue-type": "quorum"} if is_amqp(options) else {}
 
 
 def celery_url(redis_url: str) -> str:
@@ -78,9 +109,13 @@ def celery_url(redis_url: str) -> str:
     return parts._replace(query=parse.urlencode(query)).geturl()
 
 
-def _queue(name: str) -> Queue:
-    # Named in full: queues that share an exchange and a key share their messages.
-    return Queue(name, exchange=Exchange(name, type="direct"), routing_key=name)
+def queue(name: str, *, arguments: dict[str, Any]) -> Queue:
+    """A queue with an exchange of its own.
+
+    Named in full: queues that share an exchange and a key share their messages.
+    """
+    exchange = Exchange(name, type="direct")
+    return Queue(name, exchange=exchange, routing_key=name, queue_arguments=arguments)
 
 
 # By beat's clock and that of the worker for control, which may be hours apart.

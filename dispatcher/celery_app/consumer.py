@@ -16,6 +16,8 @@ from dispatcher.celery_app import dropped_messages, envelopes, execute_request
 EVENTS_WAIT = 0.25  # seconds
 # How often a worker looks for a broker that is away.
 RECONNECT_SECONDS = 2.0
+# It declares some dozens of queues on RabbitMQ, for tasks that are to begin later.
+DELAYED_DELIVERY = ":DelayedDelivery"
 
 
 def consumer_class(
@@ -36,6 +38,15 @@ def consumer_class(
         """Flower hears of a task a moment later; and threads, too, stop in a hurry."""
 
         _flush_due_at = 0.0
+
+        class Blueprint(celery_consumer.Blueprint):  # type: ignore[misc,name-defined] # as given
+            """Nothing that the dispatcher sends is to be delivered later."""
+
+            default_steps = [  # noqa: RUF012 - as Celery has it
+                step
+                for step in celery_consumer.Blueprint.default_steps
+                if not str(step).endswith(DELAYED_DELIVERY)
+            ]
 
         def on_send_event_buffered(self) -> None:
             """Celery calls this after each event of a task that has been put into the buffer."""

@@ -19,7 +19,7 @@ from kombu import Exchange, Queue
 
 import dispatcher
 from dispatcher import planning, settings
-from dispatcher.celery_app import dropped_messages, tasks
+from dispatcher.celery_app import configuration, dropped_messages, tasks
 from dispatcher.execution import run_places
 from dispatcher.ledger import fleet
 
@@ -61,16 +61,17 @@ def check_queues(chosen: str | Sequence[str] | None, pools: Sequence[str]) -> No
         )
 
 
-def choose_queues(worker: Any, pools: Sequence[str]) -> None:
+def choose_queues(worker: Any, options: settings.Settings) -> None:
     """Add the worker's own queue to those that it consumes, which is where its runs are sent.
 
     Without ``-Q``, leave out the queues of single pools: they would only repeat the one for all.
     """
     queues = worker.app.amqp.queues
     if queues._consume_from is None:
-        queues.deselect([tasks.pool_queue(pool) for pool in pools])
+        queues.deselect([tasks.pool_queue(pool) for pool in options.work_pools])
     own = tasks.node_queue(worker.hostname)
-    queues.select_add(Queue(own, routing_key=own))
+    arguments = configuration.queue_arguments(options)
+    queues.select_add(Queue(own, routing_key=own, queue_arguments=arguments))
     # Not before, or Celery would put its own in place of one without a name, and bind to it.
     queues[own].exchange = Exchange("", type="direct")
 

@@ -34,15 +34,19 @@ def node_queue(node: str) -> str:
     return f"dispatcher.node.{node}"
 
 
-def register(app: Celery, parts: services.Services) -> None:
-    """Make the tasks known to this app, and to no other one of the process."""
+def register(app: Celery, parts: services.Services, *, ticks_late: bool = False) -> None:
+    """Make the tasks known to this app, and to no other one of the process.
+
+    ``ticks_late``: a tick is acknowledged when it has been done. Where a broker hands out as many
+    messages as a worker has places, those of a busy one would wait there while others are free.
+    """
     tick = error_boundary.Ticks(parts.served_pools.includes, parts.rounds.begin_tick)
     # Built now, before there are threads that could build them twice; nothing connects yet.
     poller, canceller, recoverer = parts.poller, parts.canceller, parts.recoverer
     slot_watch, pool_sync, execution = parts.slot_watch, parts.pool_sync, parts.execution
 
     # Ticks come and go by the thousand: in Flower they would only hide the runs.
-    quiet: dict[str, Any] = {"shared": False, "send_events": False}
+    quiet: dict[str, Any] = {"shared": False, "send_events": False, "acks_late": ticks_late}
 
     @app.task(name=POLL, bind=True, **quiet)
     def poll(self: Task[Any, Any], /, pool: str) -> str | None:

@@ -10,7 +10,7 @@ from rich import console as consoles
 from rich import status as statuses
 
 from dispatcher import settings
-from dispatcher.ledger import fleet, redis_ledger
+from dispatcher.ledger import fleet, keys, redis_ledger
 from dispatcher.operations import drain as draining
 from dispatcher.operations import health
 
@@ -35,10 +35,14 @@ def command(workers: tuple[str, ...], *, every: bool, timeout: float | None) -> 
     """
     if bool(workers) == every:
         raise click.UsageError("name the workers to drain, or give --all")
-    url = settings.load().redis_url.get_secret_value()
+    options = settings.load()
+    url, prefix = options.redis_url.get_secret_value(), keys.prefix_of(options.namespace)
     try:
         with health.connect(url, REDIS_TIMEOUT) as connection:
-            work = draining.Drain(fleet.Fleet(connection), redis_ledger.RedisLedger(connection))
+            work = draining.Drain(
+                fleet.Fleet(connection, prefix=prefix),
+                redis_ledger.RedisLedger(connection, prefix=prefix),
+            )
             nodes = work.choose(workers, every=every)
             left = drain(work, nodes, timeout)
     except redis.RedisError as error:

@@ -7,6 +7,7 @@ import socket
 import click
 
 from dispatcher import settings
+from dispatcher.ledger import keys
 from dispatcher.operations import health
 
 
@@ -37,14 +38,15 @@ def command(node: str | None, beat: bool, timeout_seconds: float) -> None:
     """
     if beat and node is not None:
         raise click.UsageError("--node names a worker; it does not go with --beat")
-    url = settings.load().redis_url.get_secret_value()
+    options = settings.load()
+    url, prefix = options.redis_url.get_secret_value(), keys.prefix_of(options.namespace)
     host = socket.gethostname()
 
     def check() -> health.Answer:
         with health.connect(url, timeout_seconds) as redis:
             if beat:
-                return health.check_beat(redis, host=host)
-            return health.check_worker(redis, host=host, node=node)
+                return health.check_beat(redis, host=host, prefix=prefix)
+            return health.check_worker(redis, host=host, node=node, prefix=prefix)
 
     answer = health.within(timeout_seconds, check)
     click.echo(answer.message)

@@ -12,6 +12,7 @@ from rich import table as tables
 from rich.markup import escape
 
 from dispatcher import settings
+from dispatcher.ledger import keys
 from dispatcher.operations import health, status
 from dispatcher.prefect_api import api_connection, retry
 
@@ -82,6 +83,7 @@ def read(options: settings.Settings) -> status.Status:
             redis=redis,
             pools=options.work_pools,
             work_queues=options.work_queues,
+            prefix=keys.prefix_of(options.namespace),
         )
     api.transport.close()
     return found

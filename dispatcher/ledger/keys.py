@@ -2,5 +2,12 @@
 
 from __future__ import annotations
 
-# One hash tag, so that a cluster keeps all keys in one place.
-PREFIX = "{dispatcher}:"
+DEFAULT_NAMESPACE = "dispatcher"
+
+
+def prefix_of(namespace: str) -> str:
+    """What the keys of a namespace begin with: one hash tag, so that a cluster has all together."""
+    return f"{{{namespace}}}:"
+
+
+PREFIX = prefix_of(DEFAULT_NAMESPACE)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from redis import Redis, RedisError, backoff, retry
 
 from dispatcher import errors
-from dispatcher.ledger import beat_reports, fleet, last_polls
+from dispatcher.ledger import beat_reports, fleet, keys, last_polls
 
 # Prefect's measure of a worker that no longer polls and should be restarted.
 MISSED_POLLS = 30
@@ -278,13 +278,15 @@ def connect(url: str, timeout_seconds: float) -> Redis:
     )
 
 
-def check_worker(redis: Redis, *, host: str, node: str | None = None) -> Answer:
+def check_worker(
+    redis: Redis, *, host: str, node: str | None = None, prefix: str = keys.PREFIX
+) -> Answer:
     """Whether a worker of a host, or the one of a node name, reported its slots just now.
 
     Raises:
         RedisError: Redis does not answer.
     """
-    alive = [each.name for each in fleet.Fleet(redis).nodes()]
+    alive = [each.name for each in fleet.Fleet(redis, prefix=prefix).nodes()]
     if node is not None:
         found, wanted = [each for each in alive if each == node], f"worker {node}"
     else:
@@ -295,13 +297,13 @@ def check_worker(redis: Redis, *, host: str, node: str | None = None) -> Answer:
     return Answer(False, f"No {wanted} has reported within {fleet.REPORT_LIFETIME:.0f} s")
 
 
-def check_beat(redis: Redis, *, host: str) -> Answer:
+def check_beat(redis: Redis, *, host: str, prefix: str = keys.PREFIX) -> Answer:
     """Whether beat of a host has sent a tick of late.
 
     Raises:
         RedisError: Redis does not answer.
     """
-    if beat_reports.BeatReports(redis).is_alive(host):
+    if beat_reports.BeatReports(redis, prefix=prefix).is_alive(host):
         return Answer(True, f"OK: beat of host {host}")
     return Answer(False, f"No beat of host {host} has sent a tick of late")
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from redis import Redis, RedisError
 
 from dispatcher import errors, planning
-from dispatcher.ledger import fleet, last_polls, redis_ledger
+from dispatcher.ledger import fleet, keys, last_polls, redis_ledger
 from dispatcher.ledger.claims import Claim, Stage
 from dispatcher.prefect_api import child_runs, client, schemas
 
@@ -161,13 +161,14 @@ def get_status(
     redis: Redis,
     pools: Sequence[str],
     work_queues: Sequence[str] = (),
+    prefix: str = keys.PREFIX,
 ) -> Status:
     """Ask Prefect and Redis about the pools and the fleet that serves them; raises nothing.
 
     Pools that only other workers serve are shown after those of the arguments, with all queues.
     Nothing is polled, so that looking on does not count as a sign of life of the work queues.
     """
-    store = _ask_redis(redis, pools)
+    store = _ask_redis(redis, pools, prefix)
     prefect = _ask_prefect(api, pools, work_queues, further=store.further_pools)
     found = Status(
         used=store.used,
@@ -310,13 +311,13 @@ def _late_run(
     return None
 
 
-def _ask_redis(redis: Redis, pools: Sequence[str]) -> _FromRedis:
+def _ask_redis(redis: Redis, pools: Sequence[str], prefix: str) -> _FromRedis:
     try:
-        nodes = fleet.Fleet(redis).nodes()
+        nodes = fleet.Fleet(redis, prefix=prefix).nodes()
         served = {pool for node in nodes for pool in node.pools or ()}
         further = tuple(sorted(served.difference(pools)))
-        ages = last_polls.LastPolls(redis).ages([*pools, *further])
-        claims = redis_ledger.RedisLedger(redis).open_claims()
+        ages = last_polls.LastPolls(redis, prefix=prefix).ages([*pools, *further])
+        claims = redis_ledger.RedisLedger(redis, prefix=prefix).open_claims()
         seconds, microseconds = redis.time()
     except RedisError as error:
         return _FromRedis({}, problems=(f"Redis: {error}",))

@@ -109,6 +109,9 @@ class Stack:
             **environment.own(self._environ),
             "DISPATCHER_REDIS_URL": valkey.url(self.redis_port, self.data.password()),
             "DISPATCHER_WORK_POOLS": ",".join(self.options.pools),
+            # The Redis is the stack's own, for all that it has.
+            "DISPATCHER_BROKER_URL": "",
+            "DISPATCHER_NAMESPACE": "",
             "PREFECT_API_URL": self.api_url,
             "PREFECT_HOME": str(self.data.prefect),
         }

@@ -26,6 +26,11 @@ class Hub:
 class Bare:
     """What of Celery's own consumer is needed here."""
 
+    class Blueprint:
+        """Its steps."""
+
+        default_steps = ("a:Tasks", "b:DelayedDelivery")
+
     def __init__(self, pool: object = None) -> None:
         self.hub: Hub | None = Hub()
         self.pool = pool
@@ -63,6 +68,10 @@ class World:
             monotonic=lambda: self.now,
         )
         self.consumer = made(pool)
+
+
+def test_nothing_is_declared_for_tasks_that_are_to_begin_later() -> None:
+    assert World().consumer.Blueprint.default_steps == ["a:Tasks"]
 
 
 def test_events_that_come_shortly_after_each_other_go_out_together() -> None:

@@ -120,12 +120,12 @@ def real_worker(*chosen: str) -> Any:
 def test_a_worker_consumes_a_queue_of_its_own_and_those_of_single_pools_only_if_told_so() -> None:
     own = tasks.node_queue("w@h")
     usual = real_worker()
-    node_description.choose_queues(usual, OPTIONS.work_pools)
+    node_description.choose_queues(usual, OPTIONS)
     consumed = node_description.queues_of(usual)
     assert consumed == {tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE, own}
     assert next(iter(usual.app.amqp.queues.consume_from)) == tasks.CONTROL_QUEUE
     choosy = real_worker(tasks.pool_queue("a"))
-    node_description.choose_queues(choosy, OPTIONS.work_pools)
+    node_description.choose_queues(choosy, OPTIONS)
     assert node_description.queues_of(choosy) == {tasks.pool_queue("a"), own}
     # By the exchange that every broker has: nothing is left of a worker that has gone.
     assert choosy.app.amqp.queues[own].exchange.name == ""
