@@ -26,9 +26,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import Redis
 
 from dispatcher import errors
+from dispatcher.ledger import redis_url
 
 ENV_PREFIX = "DISPATCHER_"
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 # What to say where Pydantic's own words would not tell a user what to do.
 _HINTS = {
@@ -209,23 +209,28 @@ class Settings(BaseSettings):
         url = value.get_secret_value() if value else ""
         if value is None or url.startswith(("amqp://", "amqps://")):
             return value
-        if not url.startswith(REDIS_SCHEMES):
+        if not url.startswith(redis_url.SCHEMES):
             raise ValueError(
-                "it must start with amqp:// or amqps:// (RabbitMQ), redis://, rediss:// or unix://"
+                "it must start with amqp:// or amqps:// (RabbitMQ), redis://, rediss://, "
+                "sentinel:// or unix://"
             )
         return _checked_redis_url(value)
 
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(REDIS_SCHEMES):
-            raise ValueError("it must start with redis://, rediss:// or unix://")
+        if not value.get_secret_value().startswith(redis_url.SCHEMES):
+            raise ValueError("it must start with redis://, rediss://, sentinel:// or unix://")
         return _checked_redis_url(value)
 
 
 def _checked_redis_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    if url.startswith(redis_url.SENTINEL):
+        redis_url.parse_sentinel(url)
+        return value
     try:
-        Redis.from_url(value.get_secret_value())
+        Redis.from_url(url)
     except ValueError:
         # Its text repeats parts of the URL.
         raise ValueError(

@@ -15,12 +15,11 @@ from uuid import UUID, uuid4
 
 import celery
 import psutil
-import redis
 from kombu import Queue
 
 from dispatcher import errors
-from dispatcher.celery_app import tasks
-from dispatcher.ledger import fleet, keys, redis_ledger
+from dispatcher.celery_app import configuration, tasks
+from dispatcher.ledger import fleet, keys, redis_connection, redis_ledger
 from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import tether, waiting
@@ -247,9 +246,12 @@ class Stack:
             "DISPATCHER_WORK_POOLS": ",".join(self.pools),
             **settings,
         }
-        self.redis = redis.Redis.from_url(self.redis_url, decode_responses=True)
+        self.redis = redis_connection.connect_redis(self.redis_url)
         broker = settings.get("DISPATCHER_BROKER_URL", self.redis_url)
-        self.celery = celery.Celery("tests", broker=broker, set_as_current=False)
+        self.celery = celery.Celery(
+            "tests", broker=configuration.celery_url(broker), set_as_current=False
+        )
+        self.celery.conf.broker_transport_options = configuration.sentinel_options(broker)
         namespace = settings.get("DISPATCHER_NAMESPACE", keys.DEFAULT_NAMESPACE)
         prefix = keys.prefix_of(namespace)
         if namespace != keys.DEFAULT_NAMESPACE:

@@ -14,9 +14,15 @@ from kombu import Queue
 
 import executors
 from dispatcher import error_boundary, errors, services
-from dispatcher.celery_app import dropped_messages, node_description, tasks, thread_pool
+from dispatcher.celery_app import (
+    dropped_messages,
+    node_description,
+    redis_check,
+    tasks,
+    thread_pool,
+)
 from dispatcher.execution import node_services, stop_requests
-from dispatcher.ledger import fleet
+from dispatcher.ledger import fleet, redis_connection
 from dispatcher.operations import health
 from dispatcher.polling import subscription
 from dispatcher.prefect_api import api_connection, client, retry
@@ -44,6 +50,7 @@ def install(
         def __init__(self, worker: Any, **_: Any) -> None:
             super().__init__(worker)
             check_size(worker, parts)
+            check_redis(parts)
             check_credentials(parts)
             self.enabled = parts.options.health_port is not None
 
@@ -187,6 +194,16 @@ def check_size(worker: Any, parts: services.Services) -> None:
     try:
         node_description.describe(worker, parts.options)
     except ValueError as error:
+        sys.exit(f"dispatcher: {error}")
+
+
+def check_redis(parts: services.Services) -> None:
+    """Refuse a worker whose Redis cannot be the ledger; see :mod:`redis_check`."""
+    url = parts.options.redis_url.get_secret_value()
+    try:
+        with redis_connection.connect_once(url, timeout_seconds=CREDENTIALS_TIMEOUT) as client:
+            redis_check.check(client, parts.prefix)
+    except redis_check.UnusableRedisError as error:
         sys.exit(f"dispatcher: {error}")
 
 

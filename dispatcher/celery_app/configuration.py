@@ -10,7 +10,7 @@ from kombu import Exchange, Queue
 
 from dispatcher import settings
 from dispatcher.celery_app import tasks
-from dispatcher.ledger import keys
+from dispatcher.ledger import keys, redis_url
 
 # The same in every process on one Redis, since the smallest one counts for all. No claim depends
 # on it: messages are acknowledged before their task begins, and a second delivery is refused.
@@ -19,10 +19,11 @@ VISIBILITY_TIMEOUT = 3600  # seconds
 
 def configuration(options: settings.Settings) -> dict[str, Any]:
     """Celery's settings for one set of ours."""
-    redis_url = celery_url(options.redis_url.get_secret_value())
+    own = options.redis_url.get_secret_value()
     return {
         **broker(options),
-        "result_backend": redis_url,
+        "result_backend": celery_url(own),
+        "result_backend_transport_options": sentinel_options(own),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         # Those of single pools are for workers that name them with -Q.
@@ -73,6 +74,7 @@ def broker(options: settings.Settings) -> dict[str, Any]:
         "health_check_interval": 10,
         "socket_timeout": 10,
         "socket_connect_timeout": 5,
+        **sentinel_options(url),
     }
     if options.namespace != keys.DEFAULT_NAMESPACE:
         transport["global_keyprefix"] = keys.prefix_of(options.namespace)
@@ -96,9 +98,22 @@ def queue_arguments(options: settings.Settings) -> dict[str, Any]:
     return {"x-queue-type": "quorum"} if is_amqp(options) else {}
 
 
-def celery_url(redis_url: str) -> str:
+def sentinel_options(url: str) -> dict[str, Any]:
+    """What Celery is told of a Redis behind Sentinels besides their URL."""
+    if not url.startswith(redis_url.SENTINEL):
+        return {}
+    address = redis_url.parse_sentinel(url)
+    options: dict[str, Any] = {"master_name": address.service}
+    if address.sentinel_password is not None:
+        options["sentinel_kwargs"] = {"password": address.sentinel_password}
+    return options
+
+
+def celery_url(url: str) -> str:
     """Write the URL of a Redis as Celery wants it, where that differs from redis-py's own form."""
-    parts = parse.urlsplit(redis_url)
+    if url.startswith(redis_url.SENTINEL):
+        return _sentinel_url(redis_url.parse_sentinel(url))
+    parts = parse.urlsplit(url)
     query = dict(parse.parse_qsl(parts.query))
     if parts.scheme == "unix":
         query["virtual_host"] = query.pop("db", "0")
@@ -107,6 +122,20 @@ def celery_url(redis_url: str) -> str:
         # redis-py's default, which Celery wants to have said.
         query.setdefault("ssl_cert_reqs", "required")
     return parts._replace(query=parse.urlencode(query)).geturl()
+
+
+def _sentinel_url(address: redis_url.SentinelAddress) -> str:
+    known = [quoted(address.username), quoted(address.password)]
+    credentials = f"{':'.join(known)}@" if any(known) else ""
+    return ";".join(
+        f"{redis_url.SENTINEL}{credentials}{host}:{port}/{address.database}"
+        for host, port in address.sentinels
+    )
+
+
+def quoted(text: str | None) -> str:
+    """Write a part of a URL."""
+    return parse.quote(text or "", safe="")
 
 
 def queue(name: str, *, arguments: dict[str, Any]) -> Queue:

@@ -18,10 +18,10 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from redis import Redis, RedisError, backoff, retry
+from redis import Redis, RedisError
 
 from dispatcher import errors
-from dispatcher.ledger import beat_reports, fleet, keys, last_polls
+from dispatcher.ledger import beat_reports, fleet, keys, last_polls, redis_connection
 
 # Prefect's measure of a worker that no longer polls and should be restarted.
 MISSED_POLLS = 30
@@ -269,13 +269,7 @@ def _handler(
 
 def connect(url: str, timeout_seconds: float) -> Redis:
     """Make a Redis client that tries everything once."""
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=retry.Retry(backoff.NoBackoff(), 0),
-    )
+    return redis_connection.connect_once(url, timeout_seconds=timeout_seconds)
 
 
 def check_worker(

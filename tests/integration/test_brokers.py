@@ -13,7 +13,7 @@ import pytest
 
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import schemas
-from tests import light_jobs, rabbitmq_server, waiting
+from tests import light_jobs, rabbitmq_server, redis_topologies, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -40,13 +40,40 @@ def rabbitmq() -> Iterator[rabbitmq_server.RabbitMQServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["rabbitmq", "namespace"])
+@pytest.fixture(scope="module")
+def watched() -> Iterator[redis_topologies.Watched]:
+    if reason := redis_topologies.missing():
+        pytest.skip(reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="sentinel-") as directory,
+        redis_topologies.Watched(Path(directory)) as servers,
+    ):
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[str]:
+    if reason := redis_topologies.missing():
+        pytest.skip(reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="guarded-") as directory,
+        redis_topologies.guarded(Path(directory) / "redis") as url,
+    ):
+        yield url
+
+
+@pytest.fixture(scope="module", params=["rabbitmq", "namespace", "sentinel", "tls-and-acl"])
 def stack(new_stack: NewStack, request: pytest.FixtureRequest) -> Iterator[stacks.Stack]:
     if request.param == "rabbitmq":
         broker: rabbitmq_server.RabbitMQServer = request.getfixturevalue("rabbitmq")
         settings = {"DISPATCHER_BROKER_URL": broker.new_url()}
-    else:
+    elif request.param == "namespace":
         settings = {"DISPATCHER_NAMESPACE": "team-a"}
+    elif request.param == "sentinel":
+        servers: redis_topologies.Watched = request.getfixturevalue("watched")
+        settings = {"DISPATCHER_REDIS_URL": servers.url}
+    else:
+        settings = {"DISPATCHER_REDIS_URL": request.getfixturevalue("guarded")}
     with new_stack(**SETTINGS, **settings) as stack:
         stack.control_worker()
         stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "4")
@@ -190,3 +217,20 @@ def test_a_broker_that_is_started_again_loses_and_doubles_nothing(
         said = "".join(process.text() for process in stack.processes)
         assert "Unrecoverable" not in said
         assert "delayed delivery" not in said
+
+
+def test_a_failover_under_running_flows_loses_and_doubles_nothing(
+    watched: redis_topologies.Watched, new_stack: NewStack
+) -> None:
+    with new_stack(**SETTINGS, DISPATCHER_REDIS_URL=watched.url) as stack:
+        stack.control_worker()
+        stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "3")
+        stack.wait_until_served(stack.pool)
+        deployment = stack.deployment("none")
+        held = [hold(stack, deployment, "failover") for _ in range(2)]
+        watched.kill_primary()
+        due = [light_jobs.run(stack, deployment, *light_jobs.COMPLETE) for _ in range(6)]
+        (stack.directory / "failover").touch()
+        ends = [run.wait_for_end(seconds=2 * SECONDS).type for run in (*held, *due)]
+        assert set(ends) == {State.COMPLETED}
+        assert {len(light_jobs.seen(run)) for run in (*held, *due)} == {1}

@@ -1,4 +1,4 @@
-"""The documents name no test that does not exist."""
+"""The documents name no test that does not exist, and say what the tests use."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from tests import redis_topologies
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
@@ -48,3 +50,8 @@ def test_every_row_of_the_parity_tables_has_a_test_or_a_reason() -> None:
 
     assert len(rows) > 95
     assert not bare
+
+
+def test_the_guide_lists_the_rights_that_a_redis_user_was_tried_with() -> None:
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    assert f"user dispatcher on >PASSWORD {' '.join(redis_topologies.RIGHTS)}\n" in guide

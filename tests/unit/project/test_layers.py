@@ -26,7 +26,7 @@ EDGES = LEAVES | {"ledger", "prefect_api"}
 WORK = EDGES | {"planning", "preparation", "reporting"}
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
-    "settings": {"errors"},
+    "settings": {"errors", "ledger"},
     "error_boundary": {"errors"},
     "ledger": set(),
     "prefect_api": {"errors", "settings"},

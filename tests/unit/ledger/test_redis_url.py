@@ -1,0 +1,64 @@
+"""The URL of a Redis that Sentinels know."""
+
+from __future__ import annotations
+
+import pytest
+
+from dispatcher.celery_app import configuration
+from dispatcher.ledger import redis_connection, redis_url
+
+FULL = "sentinel://me:p%40ss@one:1,two/prime?db=3&sentinel_password=s"
+
+
+def test_it_names_sentinels_service_and_credentials() -> None:
+    assert redis_url.parse_sentinel(FULL) == redis_url.SentinelAddress(
+        sentinels=(("one", 1), ("two", 26379)),
+        service="prime",
+        database=3,
+        username="me",
+        password="p@ss",
+        sentinel_password="s",
+    )
+
+
+def test_nothing_but_sentinel_and_service_is_needed() -> None:
+    plain = redis_url.parse_sentinel("sentinel://[::1]:26380/prime")
+    assert plain == redis_url.SentinelAddress((("[::1]", 26380),), "prime")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sentinel://one:1",
+        "sentinel:///prime",
+        "sentinel://one:1,/prime",
+        "sentinel://one:1/prime/x",
+        "sentinel://me:secret@one:port/prime",
+        "sentinel://one:1/prime?db=x",
+        "sentinel://one:1/prime?ssl=1",
+    ],
+)
+def test_what_is_none_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        redis_url.parse_sentinel(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_secrets_are_in_no_representation() -> None:
+    assert "p@ss" not in repr(redis_url.parse_sentinel(FULL))
+
+
+def test_celery_is_told_the_same_in_its_own_form() -> None:
+    assert configuration.celery_url(FULL) == (
+        "sentinel://me:p%40ss@one:1/3;sentinel://me:p%40ss@two:26379/3"
+    )
+    assert configuration.sentinel_options(FULL) == {
+        "master_name": "prime",
+        "sentinel_kwargs": {"password": "s"},
+    }
+    assert configuration.sentinel_options("redis://one/0") == {}
+
+
+def test_a_client_for_it_connects_when_it_is_first_used() -> None:
+    made = redis_connection.connect_redis(FULL)
+    assert isinstance(made.connection_pool, redis_connection.ForkSafeSentinelPool)
