@@ -16,6 +16,7 @@ import executors
 from dispatcher import error_boundary, errors, services
 from dispatcher.celery_app import (
     dropped_messages,
+    neighbours,
     node_description,
     redis_check,
     tasks,
@@ -51,6 +52,7 @@ def install(
             super().__init__(worker)
             check_size(worker, parts)
             check_redis(parts)
+            check_neighbours(parts)
             check_credentials(parts)
             self.enabled = parts.options.health_port is not None
 
@@ -204,6 +206,20 @@ def check_redis(parts: services.Services) -> None:
         with redis_connection.connect_once(url, timeout_seconds=CREDENTIALS_TIMEOUT) as client:
             redis_check.check(client, parts.prefix)
     except redis_check.UnusableRedisError as error:
+        sys.exit(f"dispatcher: {error}")
+
+
+def check_neighbours(parts: services.Services) -> None:
+    """Refuse a worker that would join the fleet of another dispatcher."""
+    own = parts.options
+    try:
+        with contextlib.suppress(*error_boundary.EXPECTED):
+            neighbours.check(
+                parts.fleet.nodes(),
+                worker_name=own.worker_name,
+                prefect=node_description.without_credentials(own.prefect_api_url),
+            )
+    except neighbours.ForeignFleetError as error:
         sys.exit(f"dispatcher: {error}")
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from urllib import parse
 
 from celery.worker import state
 from kombu import Exchange, Queue
@@ -39,7 +40,19 @@ def describe(worker: Any, options: settings.Settings) -> fleet.Node:
     limited = rate_limited(worker, slots)
     held_up = f"its rate is limited to {rate_of(worker)}" if limited < slots else ""
     node = _node(worker, min(slots, limited), held_up)
-    return replace(node, pools=pools, work_queues=options.work_queues)
+    return replace(
+        node,
+        pools=pools,
+        work_queues=options.work_queues,
+        worker_name=options.worker_name,
+        prefect=without_credentials(options.prefect_api_url),
+    )
+
+
+def without_credentials(url: str) -> str:
+    """An address that may be shown."""
+    parts = parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def served_pools(worker: Any, pools: Sequence[str]) -> tuple[str, ...]:

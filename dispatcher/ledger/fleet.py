@@ -41,6 +41,8 @@ class Node:
     It executes runs of its ``pools``, and of their queues of the names ``work_queues``, if there
     are any. A worker of a version that does not say its pools has ``None``, and executes all.
     ``dropped`` counts the messages that it received and that were none of the dispatcher's.
+    ``worker_name`` and ``prefect``, the API's address without credentials, are those of its
+    settings; empty in a version that does not say them.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Node:
     pools: tuple[str, ...] | None = None
     work_queues: tuple[str, ...] = ()
     dropped: int = 0
+    worker_name: str = ""
+    prefect: str = ""
 
     @property
     def key(self) -> str:
