@@ -51,16 +51,21 @@ def missing() -> str | None:
 
 
 class Server:
-    """One server, Redis or Sentinel, on a loopback port; its data are lost when it is stopped."""
+    """One server, Redis or Sentinel, on a loopback port."""
 
     def __init__(self, program: str, directory: Path, options: Sequence[str]) -> None:
         directory.mkdir(parents=True)
         self.directory = directory
         config = directory / "server.conf"
         config.write_text("\n".join(["bind 127.0.0.1", f"dir {directory}", *options]) + "\n")
-        with (directory / "log").open("ab") as log:
+        self._command = [program, str(config)]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, with what it has kept if it keeps anything."""
+        with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [program, str(config)], stdout=log, stderr=log, start_new_session=True
+                self._command, stdout=log, stderr=log, start_new_session=True
             )
 
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -78,6 +83,7 @@ class Watched:
         self.sentinel_ports = [redis_server.free_port() for _ in range(3)]
         self._directory = directory
         self._servers: list[Server] = []
+        self._stopped: Server | None = None
 
     @property
     def url(self) -> str:
@@ -90,7 +96,9 @@ class Watched:
         replica = [f"port {second}", f"replicaof 127.0.0.1 {first}"]
         for name, options in (("first", [f"port {first}"]), ("second", replica)):
             self._servers.append(
-                Server("redis-server", self._directory / name, [*options, 'save ""'])
+                Server(
+                    "redis-server", self._directory / name, [*options, 'save ""', "appendonly yes"]
+                )
             )
         waiting.wait_for(self._is_replicated, seconds=READY_SECONDS, what="the replica follows")
         for number, port in enumerate(self.sentinel_ports):
@@ -115,19 +123,27 @@ class Watched:
             address = client.sentinel_get_master_addr_by_name(SERVICE)
             return int(address[1]) if address else 0
 
+    def new_url(self) -> str:
+        """The address; there is one database for all who ask."""
+        return self.url
+
+    def stop(self) -> None:
+        """Kill the primary."""
+        self._stopped = self._servers[self.ports.index(self.primary())]
+        self._stopped.stop()
+
+    def start(self) -> None:
+        """Start what was killed; it is a replica as soon as the Sentinels see it."""
+        assert self._stopped is not None
+        self._stopped.start()
+
     def kill_primary(self) -> None:
         """Kill the primary and wait until the other one has taken over."""
         before = self.primary()
-        self._servers[self.ports.index(before)].stop()
+        self.stop()
         waiting.wait_for(
             lambda: self.primary() != before, seconds=READY_SECONDS, what="another primary"
         )
-
-    @contextlib.contextmanager
-    def client(self) -> Iterator[redis.Redis]:
-        """A client of the primary."""
-        with self._client(self.primary()) as client:
-            yield client
 
     def _client(self, port: int) -> redis.Redis:
         return redis.Redis(port=port, decode_responses=True, socket_timeout=5)

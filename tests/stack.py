@@ -19,7 +19,7 @@ from kombu import Queue
 
 from dispatcher import errors
 from dispatcher.celery_app import configuration, tasks
-from dispatcher.ledger import fleet, keys, redis_connection, redis_ledger
+from dispatcher.ledger import claims, fleet, keys, redis_connection, redis_ledger
 from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
 from tests import tether, waiting
@@ -420,9 +420,13 @@ class Stack:
         """Send a run's message once more, as a broker that lost track of it would."""
         claim = self.ledger.get(run.id)
         assert claim is not None
+        self.send_execute(claim.new)
+
+    def send_execute(self, claim: claims.NewClaim) -> None:
+        """Send the message of a claim to whoever executes runs."""
         self.celery.send_task(
             tasks.EXECUTE,
-            args=(str(run.id), str(claim.claim_id)),
+            args=(str(claim.flow_run_id), str(claim.claim_id)),
             task_id=str(claim.claim_id),
             # Through the exchange that every broker has, and as the workers have declared it.
             queue=Queue(tasks.RUNS_QUEUE),  # type: ignore[arg-type] # Celery takes it

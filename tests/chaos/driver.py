@@ -57,8 +57,11 @@ class Profile:
     settle_seconds: float = 90.0
     gentle: bool = False  # nothing that executes a run is killed
     hosts: bool = False  # each worker on a host of its own
+    broker: str = "redis"  # one of BROKERS
     start: str = field(default_factory=lambda: os.environ.get(START_VARIABLE, "auto"))
 
+
+BROKERS = ("redis", "rabbitmq", "sentinel")
 
 PROFILES = {
     "short": Profile(seconds=60.0),
@@ -164,6 +167,8 @@ class Injector:
             for fault, weight in faults.FAULTS.items()
             if (fault in faults.GENTLE or not profile.gentle)
             and not (fault in faults.SAME_HOST and profile.hosts)
+            and not (fault in faults.ONE_REDIS and profile.broker == "sentinel")
+            and (fault is not faults.restart_broker or profile.broker == "rabbitmq")
         }
         self._due: list[tuple[float, int, faults.Later]] = []
         self._number = itertools.count()
@@ -228,6 +233,7 @@ def _run(profile: Profile, report: Report, directory: Path, cache: Path) -> None
         on_shutdown=on_shutdown,
         start=profile.start,
         hosts=profile.hosts,
+        broker=profile.broker,
         skews=skews,
     ) as world:
         with workload.Workload(
@@ -318,6 +324,12 @@ def main() -> int:
     parser.add_argument(
         "--hosts", action="store_true", help="each worker on a host of its own (needs root)"
     )
+    parser.add_argument(
+        "--broker",
+        choices=BROKERS,
+        default="redis",
+        help="one Redis, RabbitMQ besides it, or a Redis behind Sentinels",
+    )
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     chosen = PROFILES[options.profile]
@@ -327,6 +339,7 @@ def main() -> int:
         workers=max(options.workers or chosen.workers, 2),
         gentle=options.gentle,
         hosts=options.hosts,
+        broker=options.broker,
         start=options.start or chosen.start,
     )
     print(f"seed: {seed}, start: {profile.start}", flush=True)

@@ -12,7 +12,6 @@ from uuid import UUID
 import psutil
 import redis
 
-from dispatcher.celery_app import tasks
 from tests import faulty_proxy
 from tests.chaos import pauses
 from tests.chaos import world as worlds
@@ -183,18 +182,30 @@ def _tell_redis(world: World, command: Callable[[redis.Redis], object]) -> Later
     return Later(0.0, lambda: None)
 
 
+def restart_broker(world: World, dice: random.Random) -> Later | None:
+    """RabbitMQ is killed and comes back with what it has kept."""
+    if world.rabbitmq is None or world.broker_busy:
+        return None
+    pause = world.pause_of_broker()
+    world.rabbitmq.stop(signal.SIGKILL)
+    return Later(dice.uniform(0.0, 5.0), lambda: _broker_again(world, pause))
+
+
+def _broker_again(world: World, pause: pauses.Pause) -> None:
+    assert world.rabbitmq is not None
+    world.rabbitmq.start()
+    pause.end()
+
+
 def deliver_twice(world: World, dice: random.Random) -> Later | None:
     """The broker delivers old and new messages again."""
-    if world.redis_busy:
+    if world.redis_busy or world.broker_busy:
         return None
     run_ids = [UUID(file.name) for file in world.marks.iterdir()]
     for run_id in dice.sample(run_ids, min(DUPLICATES, len(run_ids))):
         claim = world.stack.ledger.get(run_id)
         if claim is not None:
-            name = str(claim.claim_id)
-            world.stack.celery.send_task(
-                tasks.EXECUTE, args=(str(run_id), name), task_id=name, queue=tasks.RUNS_QUEUE
-            )
+            world.stack.send_execute(claim.new)
     return Later(0.0, lambda: None) if run_ids else None
 
 
@@ -265,6 +276,7 @@ FAULTS: dict[Fault, int] = {
     pause_redis: 2,
     flush_redis: 2,
     drop_redis_connections: 2,
+    restart_broker: 2,
     deliver_twice: 4,
     restart_prefect: 1,
     pause_prefect: 1,
@@ -280,6 +292,7 @@ GENTLE = frozenset(
         pause_redis,
         flush_redis,
         drop_redis_connections,
+        restart_broker,
         deliver_twice,
         restart_prefect,
         pause_prefect,
@@ -287,6 +300,9 @@ GENTLE = frozenset(
         lose_answers,
     }
 )
+
+# A primary that hangs and comes back is one of two primaries for a while.
+ONE_REDIS = frozenset({pause_redis, flush_redis, drop_redis_connections})
 
 # What nothing protects from while nobody can kill a job from another host: one that lives on.
 SAME_HOST = frozenset({freeze_worker_with_jobs, freeze_worker_without_jobs})

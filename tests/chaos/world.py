@@ -8,14 +8,14 @@ import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import client, retry, transport
 from dispatcher.testing import prefect_objects
-from tests import clocks, faulty_proxy, redis_server, stack
+from tests import clocks, faulty_proxy, rabbitmq_server, redis_server, redis_topologies, stack
 from tests import prefect_server as prefect_servers
 from tests.chaos import pauses
 
@@ -33,6 +33,8 @@ SETTINGS = {
 }
 # After a Redis that was away or lost its data, recovery waits for a whole lease again.
 REDIS_AFTERMATH_SECONDS = 13.0
+# Workers find their broker again within seconds, and what it has lost is sent again.
+BROKER_AFTERMATH_SECONDS = 13.0
 # Runs that wait for a deployment's concurrency slot look for it again after so many seconds.
 SLOT_WAIT_SECONDS = 3
 
@@ -106,10 +108,13 @@ class World:
         on_shutdown: str,
         start: str,
         hosts: bool,
+        broker: str,
         skews: Mapping[str, int],
     ) -> None:
         self.directory = directory
         self.hosts = hosts
+        self.broker = broker
+        self.rabbitmq: rabbitmq_server.RabbitMQServer | None = None
         self.skews = skews
         self.start = start
         self.marks = directory / "marks"
@@ -151,6 +156,15 @@ class World:
         """Whether a fault is at work on Prefect, or on the way there."""
         return any(pause.what == "Prefect" and not pause.is_over for pause in self.pauses)
 
+    @property
+    def broker_busy(self) -> bool:
+        """Whether a fault is at work on a broker that is not Redis."""
+        return any(pause.what == "broker" and not pause.is_over for pause in self.pauses)
+
+    def pause_of_broker(self) -> pauses.Pause:
+        """Note that the broker is struck."""
+        return self._pause("broker", aftermath=BROKER_AFTERMATH_SECONDS)
+
     def pause_of_redis(self) -> pauses.Pause:
         """Note that Redis is struck."""
         return self._pause("Redis", aftermath=REDIS_AFTERMATH_SECONDS)
@@ -180,7 +194,13 @@ class World:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as exits:
             (self.directory / "redis").mkdir()
-            self.redis = exits.enter_context(KeepingRedis(self.directory / "redis"))
+            self.redis = exits.enter_context(self._new_redis(self.directory / "redis"))
+            if self.broker == "rabbitmq":
+                (self.directory / "rabbitmq").mkdir()
+                self.rabbitmq = exits.enter_context(
+                    rabbitmq_server.RabbitMQServer(self.directory / "rabbitmq")
+                )
+                self._settings["DISPATCHER_BROKER_URL"] = self.rabbitmq.new_url()
             self.prefect = exits.enter_context(self._new_prefect())
             self.proxy = exits.enter_context(faulty_proxy.FaultyProxy(self.prefect.api_url))
             self.objects = exits.enter_context(self.new_objects(retry.RetryPolicy()))
@@ -273,6 +293,11 @@ class World:
             )
         except psutil.Error:
             return False
+
+    def _new_redis(self, directory: Path) -> Any:
+        if self.broker == "sentinel":
+            return redis_topologies.Watched(directory)
+        return KeepingRedis(directory)
 
     def _new_prefect(self) -> prefect_servers.PrefectServer:
         wait = str(SLOT_WAIT_SECONDS)
