@@ -61,6 +61,8 @@ class Profile:
     start: str = field(default_factory=lambda: os.environ.get(START_VARIABLE, "auto"))
 
 
+# How many times as often as usual a broker is struck that the round is about.
+OWN_FAULT = 5
 BROKERS = ("redis", "rabbitmq", "sentinel")
 
 PROFILES = {
@@ -163,7 +165,7 @@ class Injector:
         self._dice = random.Random(f"faults {seed}")
         self._calm = profile.calm_seconds
         self._faults = {
-            fault: weight
+            fault: weight * (OWN_FAULT if fault is faults.OF_BROKER.get(profile.broker) else 1)
             for fault, weight in faults.FAULTS.items()
             if (fault in faults.GENTLE or not profile.gentle)
             and not (fault in faults.SAME_HOST and profile.hosts)

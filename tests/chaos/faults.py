@@ -301,6 +301,9 @@ GENTLE = frozenset(
     }
 )
 
+# What a round with this broker is about: RabbitMQ's end, or the end of Redis' primary.
+OF_BROKER: dict[str, Fault] = {"rabbitmq": restart_broker, "sentinel": restart_redis}
+
 # A primary that hangs and comes back is one of two primaries for a while.
 ONE_REDIS = frozenset({pause_redis, flush_redis, drop_redis_connections})
 
