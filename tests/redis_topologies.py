@@ -18,6 +18,9 @@ READY_SECONDS = 60.0
 # How long a primary does not answer before the Sentinels agree on another one.
 DOWN_MILLISECONDS = 1500
 
+PASSWORD = "redis/pass-that-nobody-may-see"
+QUOTED_PASSWORD = "redis%2Fpass-that-nobody-may-see"
+
 # The least that suffices, see docs/deploy.md.
 RIGHTS = (
     "~{dispatcher}:*",
@@ -183,7 +186,7 @@ def guarded(directory: Path) -> Iterator[str]:
         "tls-auth-clients yes",
         'save ""',
         "user default off",
-        f"user dispatcher on >pa/ss {' '.join(RIGHTS)}",
+        f"user dispatcher on >{PASSWORD} {' '.join(RIGHTS)}",
     ]
     server = Server("redis-server", directory / "server", options)
     tls = "&".join(
@@ -194,7 +197,7 @@ def guarded(directory: Path) -> Iterator[str]:
             ("ssl_keyfile", "client.key"),
         )
     )
-    url = f"rediss://dispatcher:pa%2Fss@localhost:{port}/0?{tls}"
+    url = f"rediss://dispatcher:{QUOTED_PASSWORD}@localhost:{port}/0?{tls}"
     try:
         waiting.wait_for(lambda: _answers(url), seconds=READY_SECONDS, what="Redis answers")
         yield url

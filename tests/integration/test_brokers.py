@@ -30,17 +30,6 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def rabbitmq() -> Iterator[rabbitmq_server.RabbitMQServer]:
-    if reason := rabbitmq_server.missing():
-        pytest.skip(reason)
-    with (
-        tempfile.TemporaryDirectory(prefix="rabbitmq-") as directory,
-        rabbitmq_server.RabbitMQServer(Path(directory)) as server,
-    ):
-        yield server
-
-
-@pytest.fixture(scope="module")
 def watched() -> Iterator[redis_topologies.Watched]:
     if reason := redis_topologies.missing():
         pytest.skip(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import kombu
 import pytest
 from hypothesis import strategies as st
 
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import schemas
-from tests import light_jobs, poison, waiting
+from tests import light_jobs, poison, rabbitmq_server, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -120,3 +122,51 @@ def test_each_kind_is_dropped_with_its_own_reason(new_stack: NewStack) -> None:
         assert [reason for _, reason in expected if reason not in text] == []
         assert text.count("it is no JSON") == 3
         assert "Traceback" not in text
+
+
+def test_what_others_send_by_rabbitmq_is_dropped_as_well(
+    rabbitmq: rabbitmq_server.RabbitMQServer, new_stack: NewStack
+) -> None:
+    with new_stack(DISPATCHER_BROKER_URL=rabbitmq.new_url()) as stack:
+        schedule = str(stack.directory / "schedule")
+        worker = stack.worker("all", "-c", "3", "-B", "-s", schedule)
+        stack.wait_until_served(stack.pool)
+        queues = [tasks.CONTROL_QUEUE, tasks.RUNS_QUEUE, tasks.node_queue(stack.node("all"))]
+        sent: list[str] = []
+
+        @hypothesis.settings(
+            max_examples=300,
+            deadline=None,
+            database=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        @hypothesis.given(poison.with_any_body() | poison.with_any_arguments(), st.data())
+        def feed(message: str, data: st.DataObject) -> None:
+            known = json.loads(message)
+            queue = data.draw(st.sampled_from(queues))
+            headers: dict[str, Any] = {
+                "task": data.draw(st.sampled_from(poison.TASKS)),
+                "id": "foreign",
+            }
+            others: list[dict[str, Any]] = [headers, {}, {"task": 1}, {"id": None}]
+            producer.publish(
+                base64.b64decode(known["body"]),
+                exchange="",
+                routing_key=queue,
+                content_type=data.draw(st.sampled_from(["application/json", "text/plain"])),
+                content_encoding="utf-8",
+                headers=data.draw(st.sampled_from(others)),
+            )
+            sent.append(queue)
+
+        with kombu.Connection(stack.environment["DISPATCHER_BROKER_URL"]) as connection:
+            producer = connection.Producer()
+            feed()
+        # A few of them may be what a worker takes.
+        waiting.wait_for(
+            lambda: dropped(stack) > 0.9 * len(sent), seconds=60, what="they are dropped"
+        )
+        run = light_jobs.run(stack, stack.deployment("none"), *light_jobs.COMPLETE)
+        assert run.wait_for_end().type is State.COMPLETED
+        assert "Traceback" not in worker.text()
