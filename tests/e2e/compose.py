@@ -11,6 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import docker
@@ -52,7 +53,8 @@ def command() -> list[str]:
 class Stack(sample_runs.SampleRuns):
     """One installation; ``options`` are variables of ``.env.example``."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, *, files: Sequence[str] = FILES, **options: str) -> None:
+        self.files = tuple(files)
         self.project = f"e2e{uuid.uuid4().hex[:8]}"
         self.passwords = [uuid.uuid4().hex for _ in range(3)]
         self.prefect_port, self.flower_port = free_port(), free_port()
@@ -79,7 +81,7 @@ class Stack(sample_runs.SampleRuns):
 
     def compose(self, *arguments: str) -> str:
         """Run Compose; return what it printed."""
-        files = [part for file in FILES for part in ("--file", file)]
+        files = [part for file in self.files for part in ("--file", file)]
         done = subprocess.run(
             [*command(), "--project-name", self.project, *files, *arguments],
             cwd=ROOT,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure of the public images that the Dockerfile and docker-compose.yml name.
+# Makes sure of the public images that the Dockerfile and the Compose files name.
 #
 #   tests/e2e/images.sh           pulls those that are missing
 #   tests/e2e/images.sh --local   makes stand-ins for those that are missing from Debian's packages,
@@ -77,7 +77,36 @@ DOCKERFILE
   docker build --quiet --tag "$1" "$context" >/dev/null
 }
 
-for image in "$PYTHON" redis:7 postgres:16; do
+make_rabbitmq() {
+  local context
+  context=$(mktemp -d)
+  trap 'rm -rf "$context"' RETURN
+  cat >"$context/entrypoint" <<'SCRIPT'
+#!/bin/sh
+set -eu
+cat >/etc/rabbitmq/rabbitmq.conf <<CONF
+default_user = $RABBITMQ_DEFAULT_USER
+default_pass = $RABBITMQ_DEFAULT_PASS
+default_vhost = $RABBITMQ_DEFAULT_VHOST
+CONF
+exec "$@"
+SCRIPT
+  chmod +x "$context/entrypoint"
+  cat >"$context/Dockerfile" <<DOCKERFILE
+FROM $PYTHON
+RUN apt-get update -q && apt-get install -qy --no-install-recommends rabbitmq-server \
+ && chown -R rabbitmq /etc/rabbitmq /var/lib/rabbitmq
+COPY entrypoint /usr/local/bin/
+ENV HOME=/var/lib/rabbitmq RABBITMQ_LOGS=- PATH=/usr/lib/rabbitmq/bin:/usr/local/bin:/usr/bin:/bin
+VOLUME /var/lib/rabbitmq
+USER rabbitmq
+ENTRYPOINT ["entrypoint"]
+CMD ["rabbitmq-server"]
+DOCKERFILE
+  docker build --quiet --tag "$1" "$context" >/dev/null
+}
+
+for image in "$PYTHON" redis:7 postgres:16 rabbitmq:3; do
   if ! missing "$image"; then
     echo "$image is there"
   elif [ "${1:-}" = --local ]; then
