@@ -226,13 +226,18 @@ class Stack:
     """
 
     def __init__(
-        self, site: Site, *pools: str, api_url: str | None = None, **settings: str
+        self,
+        site: Site,
+        *pools: str,
+        api_url: str | None = None,
+        redis_url: str | None = None,
+        **settings: str,
     ) -> None:
         self.site = site
         self.objects = site.objects
         self.pools = pools or (prefect_objects.new_name("pool"),)
         self.processes: list[CeleryProcess] = []
-        self.redis_url = settings.get("DISPATCHER_REDIS_URL") or site.new_redis_url()
+        self.redis_url = redis_url or site.new_redis_url()
         self._marker = uuid4().hex
         self.directory = site.directory / self._marker[:8]
         self.directory.mkdir()

@@ -60,9 +60,9 @@ def stack(new_stack: NewStack, request: pytest.FixtureRequest) -> Iterator[stack
         settings = {"DISPATCHER_NAMESPACE": "team-a"}
     elif request.param == "sentinel":
         servers: redis_topologies.Watched = request.getfixturevalue("watched")
-        settings = {"DISPATCHER_REDIS_URL": servers.url}
+        settings = {"redis_url": servers.url}
     else:
-        settings = {"DISPATCHER_REDIS_URL": request.getfixturevalue("guarded")}
+        settings = {"redis_url": request.getfixturevalue("guarded")}
     with new_stack(**SETTINGS, **settings) as stack:
         stack.control_worker()
         stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "4")
@@ -211,7 +211,7 @@ def test_a_broker_that_is_started_again_loses_and_doubles_nothing(
 def test_a_failover_under_running_flows_loses_and_doubles_nothing(
     watched: redis_topologies.Watched, new_stack: NewStack
 ) -> None:
-    with new_stack(**SETTINGS, DISPATCHER_REDIS_URL=watched.url) as stack:
+    with new_stack(**SETTINGS, redis_url=watched.url) as stack:
         stack.control_worker()
         stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "3")
         stack.wait_until_served(stack.pool)

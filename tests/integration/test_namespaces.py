@@ -31,7 +31,7 @@ def test_two_dispatchers_and_another_application_share_a_redis_and_nothing_stray
 ) -> None:
     with (
         new_stack(DISPATCHER_NAMESPACE="team-a") as one,
-        new_stack(DISPATCHER_NAMESPACE="team-b", DISPATCHER_REDIS_URL=one.redis_url) as two,
+        new_stack(DISPATCHER_NAMESPACE="team-b", redis_url=one.redis_url) as two,
     ):
         file = one.directory / "foreign"
         foreign = Celery("foreign", broker=one.redis_url, set_as_current=False)

@@ -33,7 +33,7 @@ def stack(new_stack: NewStack) -> Iterator[stacks.Stack]:
     with (
         tempfile.TemporaryDirectory(prefix="guarded-") as directory,
         redis_topologies.guarded(Path(directory) / "redis") as url,
-        new_stack(DISPATCHER_REDIS_URL=url, PREFECT_API_KEY=KEY) as stack,
+        new_stack(redis_url=url, PREFECT_API_KEY=KEY) as stack,
     ):
         stack.worker_with_beat(3)
         stack.wait_until_served(stack.pool)
