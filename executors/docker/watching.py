@@ -62,16 +62,20 @@ def follow(
     """
     status: int | None = None
     away_since: float | None = None
+    has_waited = False
     while not is_released():
         try:
             container = containers.get(client, container_id)
             if container is None or containers.has_ended(container):
                 return describe(container, status)
             away_since = None
+            if has_waited:
+                on_alive()
+            has_waited = True
             # The engine tells it even where it removes the container at once.
             status = int(container.wait(timeout=WAIT_SECONDS)["StatusCode"])
         except requests.ReadTimeout:
-            on_alive()
+            continue  # it goes on
         except engine.AWAY as error:
             away_since = monotonic() if away_since is None else away_since
             if monotonic() - away_since >= engine_seconds:
