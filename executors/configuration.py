@@ -112,10 +112,18 @@ class BaseJobConfiguration(BaseModel):
         populated = templates.resolve_block_references(populated, reader)
         populated = templates.resolve_variables(populated, reader)
         try:
-            return cls.model_validate(populated)
+            made = cls.model_validate(populated)
         except pydantic.ValidationError as error:
             # Without the cause: it holds the refused values, and they may be secrets.
             raise errors.ConfigurationError(_describe(error)) from None
+        made.take_variables(values)
+        return made
+
+    def take_variables(self, values: Mapping[str, Any]) -> None:
+        """Take job variables that are no part of a template; here there are none.
+
+        So they work in every pool. Raises :class:`~executors.errors.ConfigurationError`.
+        """
 
     @classmethod
     def json_template(cls) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import unicodedata
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib import parse
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from executors import attribution, memory_limits, templates
+from executors import attribution, memory_limits
 from executors import configuration as configurations
 
 if TYPE_CHECKING:
@@ -153,24 +153,11 @@ class DockerJobConfiguration(configurations.BaseJobConfiguration):
         description="Further arguments of docker-py's containers.create.",
     )
 
-    @classmethod
-    def from_template_and_values(
-        cls,
-        base_job_template: Mapping[str, Any],
-        values: Mapping[str, Any],
-        reader: templates.ReferenceReader,
-        *,
-        environ: Mapping[str, str] | None = None,
-    ) -> Self:
-        """Build the configuration, with the job variable that all executors know besides.
-
-        Raises as the inherited method does.
-        """
-        made = super().from_template_and_values(base_job_template, values, reader, environ=environ)
+    def take_variables(self, values: Mapping[str, Any]) -> None:
+        """Take the memory limit as the process executor knows it; raises as the inherited does."""
         limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
-        if limit is not None and made.mem_limit is None:
-            made.mem_limit = made.memswap_limit = f"{limit}b"
-        return made
+        if limit is not None and self.mem_limit is None:
+            self.mem_limit = self.memswap_limit = f"{limit}b"
 
     def prepare_for_flow_run(
         self,

@@ -7,12 +7,12 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, PrivateAttr
 
 from executors import configuration as configurations
-from executors import memory_limits, templates
+from executors import memory_limits
 from executors.process import start_modes
 from executors.process.engine_control import protocol
 
@@ -33,24 +33,11 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
     _kills_escaped: bool = PrivateAttr(default=False)
     _memory_limit: int | None = PrivateAttr(default=None)
 
-    @classmethod
-    def from_template_and_values(
-        cls,
-        base_job_template: Mapping[str, Any],
-        values: Mapping[str, Any],
-        reader: templates.ReferenceReader,
-        *,
-        environ: Mapping[str, str] | None = None,
-    ) -> Self:
-        """Build the configuration, with our own job variables besides what is in a template.
-
-        Raises as the inherited method does.
-        """
-        made = super().from_template_and_values(base_job_template, values, reader, environ=environ)
-        made._start = _start(values.get(START_VARIABLE))
-        made._kills_escaped = _kills_escaped(values.get(KILL_ESCAPED_VARIABLE))
-        made._memory_limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
-        return made
+    def take_variables(self, values: Mapping[str, Any]) -> None:
+        """Take those of our own. Raises as the inherited method does."""
+        self._start = _start(values.get(START_VARIABLE))
+        self._kills_escaped = _kills_escaped(values.get(KILL_ESCAPED_VARIABLE))
+        self._memory_limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
 
     @property
     def start(self) -> start_modes.Mode | None:
