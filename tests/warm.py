@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dispatcher.prefect_api import schemas
 from executors import base, process
 from executors.process import start_modes, starting
@@ -94,3 +96,11 @@ class CommandExecutor(process.ProcessExecutor):
         }
         warm = configuration.model_copy(update={"command": COMMAND, "env": env})
         return super().run(flow_run, warm, started)
+
+
+def executor_for(request: pytest.FixtureRequest) -> process.ProcessExecutor:
+    """The executor of a fixture with the parameters ``cold`` and ``warm``, and ``servers``."""
+    if request.param == "cold":
+        return process.ProcessExecutor()
+    kept: Servers = request.getfixturevalue("servers")
+    return CommandExecutor(kept.starts())

@@ -26,7 +26,7 @@ from dispatcher.execution import node_services, stop_requests
 from dispatcher.ledger import fleet, redis_connection
 from dispatcher.operations import health
 from dispatcher.polling import subscription
-from dispatcher.prefect_api import api_connection, client, retry
+from dispatcher.prefect_api import api_connection, client, retry, ui_links
 from dispatcher.reporting import worker_events
 
 # A worker that starts asks Prefect once, and is not kept from starting for longer than this.
@@ -217,7 +217,7 @@ def check_neighbours(parts: services.Services) -> None:
             neighbours.check(
                 parts.fleet.nodes(),
                 worker_name=own.worker_name,
-                prefect=node_description.without_credentials(own.prefect_api_url),
+                prefect=ui_links.without_credentials(own.prefect_api_url),
             )
     except neighbours.ForeignFleetError as error:
         sys.exit(f"dispatcher: {error}")

@@ -28,7 +28,7 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         # Those of single pools are for workers that name them with -Q.
         "task_queues": [
-            queue(name, arguments=queue_arguments(options))
+            _queue(name, arguments=queue_arguments(options))
             for name in (
                 tasks.CONTROL_QUEUE,
                 tasks.RUNS_QUEUE,
@@ -125,7 +125,7 @@ def celery_url(url: str) -> str:
 
 
 def _sentinel_url(address: redis_url.SentinelAddress) -> str:
-    known = [quoted(address.username), quoted(address.password)]
+    known = [_quoted(address.username), _quoted(address.password)]
     credentials = f"{':'.join(known)}@" if any(known) else ""
     return ";".join(
         f"{redis_url.SENTINEL}{credentials}{host}:{port}/{address.database}"
@@ -133,12 +133,12 @@ def _sentinel_url(address: redis_url.SentinelAddress) -> str:
     )
 
 
-def quoted(text: str | None) -> str:
+def _quoted(text: str | None) -> str:
     """Write a part of a URL."""
     return parse.quote(text or "", safe="")
 
 
-def queue(name: str, *, arguments: dict[str, Any]) -> Queue:
+def _queue(name: str, *, arguments: dict[str, Any]) -> Queue:
     """A queue with an exchange of its own.
 
     Named in full: queues that share an exchange and a key share their messages.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from urllib import parse
 
 from celery.worker import state
 from kombu import Exchange, Queue
@@ -23,6 +22,7 @@ from dispatcher import planning, settings
 from dispatcher.celery_app import configuration, dropped_messages, tasks
 from dispatcher.execution import run_places
 from dispatcher.ledger import fleet
+from dispatcher.prefect_api import ui_links
 
 
 def describe(worker: Any, options: settings.Settings) -> fleet.Node:
@@ -45,14 +45,8 @@ def describe(worker: Any, options: settings.Settings) -> fleet.Node:
         pools=pools,
         work_queues=options.work_queues,
         worker_name=options.worker_name,
-        prefect=without_credentials(options.prefect_api_url),
+        prefect=ui_links.without_credentials(options.prefect_api_url),
     )
-
-
-def without_credentials(url: str) -> str:
-    """An address that may be shown."""
-    parts = parse.urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def served_pools(worker: Any, pools: Sequence[str]) -> tuple[str, ...]:

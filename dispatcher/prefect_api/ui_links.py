@@ -15,8 +15,8 @@ def ui_url(api_url: str) -> str:
 
     A server shows it beside its API; Prefect Cloud at the host ``app`` in place of ``api``.
     """
-    parts = parse.urlsplit(api_url.rstrip("/"))
-    place = parts.netloc.rpartition("@")[2]
+    parts = parse.urlsplit(without_credentials(api_url.rstrip("/")))
+    place = parts.netloc
     cloud = CLOUD_API.fullmatch(parts.path)
     if cloud is None:
         path = parts.path.removesuffix(API_SUFFIX)
@@ -24,6 +24,12 @@ def ui_url(api_url: str) -> str:
     host = re.sub(r"^api\.", "app.", place)
     path = f"/account/{cloud['account']}/workspace/{cloud['workspace']}"
     return parse.urlunsplit((parts.scheme, host, path, "", ""))
+
+
+def without_credentials(url: str) -> str:
+    """An address that may be shown."""
+    parts = parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def run_link(ui: str, flow_run_id: UUID) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -187,22 +187,27 @@ def test_a_worker_that_is_told_to_stop_finishes_its_runs(
     assert Counter(executed) == {"runs": 4, "leaving": 1}
 
 
+def survive(stack: stacks.Stack, begin: Callable[[], None], end: Callable[[], None]) -> None:
+    """Have runs under way and due while something is struck; each ends well, executed once."""
+    stack.control_worker()
+    stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "3")
+    stack.wait_until_served(stack.pool)
+    deployment = stack.deployment("none")
+    held = [hold(stack, deployment, "struck") for _ in range(2)]
+    begin()
+    due = [light_jobs.run(stack, deployment, *light_jobs.COMPLETE) for _ in range(6)]
+    end()
+    (stack.directory / "struck").touch()
+    ends = [run.wait_for_end(seconds=2 * SECONDS).type for run in (*held, *due)]
+    assert set(ends) == {State.COMPLETED}
+    assert {len(light_jobs.seen(run)) for run in (*held, *due)} == {1}
+
+
 def test_a_broker_that_is_started_again_loses_and_doubles_nothing(
     rabbitmq: rabbitmq_server.RabbitMQServer, new_stack: NewStack
 ) -> None:
     with new_stack(**SETTINGS, DISPATCHER_BROKER_URL=rabbitmq.new_url()) as stack:
-        stack.control_worker()
-        stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "3")
-        stack.wait_until_served(stack.pool)
-        deployment = stack.deployment("none")
-        held = [hold(stack, deployment, "restart") for _ in range(2)]
-        rabbitmq.stop()
-        due = [light_jobs.run(stack, deployment, *light_jobs.COMPLETE) for _ in range(6)]
-        rabbitmq.start()
-        (stack.directory / "restart").touch()
-        ends = [run.wait_for_end(seconds=2 * SECONDS).type for run in (*held, *due)]
-        assert set(ends) == {State.COMPLETED}
-        assert {len(light_jobs.seen(run)) for run in (*held, *due)} == {1}
+        survive(stack, rabbitmq.stop, rabbitmq.start)
         said = "".join(process.text() for process in stack.processes)
         assert "Unrecoverable" not in said
         assert "delayed delivery" not in said
@@ -212,14 +217,4 @@ def test_a_failover_under_running_flows_loses_and_doubles_nothing(
     watched: redis_topologies.Watched, new_stack: NewStack
 ) -> None:
     with new_stack(**SETTINGS, redis_url=watched.url) as stack:
-        stack.control_worker()
-        stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-c", "3")
-        stack.wait_until_served(stack.pool)
-        deployment = stack.deployment("none")
-        held = [hold(stack, deployment, "failover") for _ in range(2)]
-        watched.kill_primary()
-        due = [light_jobs.run(stack, deployment, *light_jobs.COMPLETE) for _ in range(6)]
-        (stack.directory / "failover").touch()
-        ends = [run.wait_for_end(seconds=2 * SECONDS).type for run in (*held, *due)]
-        assert set(ends) == {State.COMPLETED}
-        assert {len(light_jobs.seen(run)) for run in (*held, *due)} == {1}
+        survive(stack, watched.kill_primary, lambda: None)

@@ -6,9 +6,8 @@ import json
 
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import schemas
-from tests import waiting
+from tests import dispatcher_command, waiting
 from tests.conftest import NewStack
-from tests.integration.test_health_and_status import status
 
 State = schemas.StateType
 
@@ -30,7 +29,7 @@ def test_parents_that_hold_every_slot_are_told_of_and_go_on_with_one_more_worker
             run.wait_for_state(State.RUNNING)
 
         waiting.wait_for(
-            lambda: STANDSTILL in json.dumps(status(stack)[1]["problems"]),
+            lambda: STANDSTILL in json.dumps(dispatcher_command.status(stack)[1]["problems"]),
             seconds=TOLD_SECONDS,
             every=1.0,
             what="the status tells of the standstill",
@@ -43,4 +42,4 @@ def test_parents_that_hold_every_slot_are_told_of_and_go_on_with_one_more_worker
         stack.worker("more", "-Q", tasks.RUNS_QUEUE, "--concurrency", "1")
         for run in runs:
             assert run.wait_for_end(seconds=END_SECONDS).type is State.COMPLETED
-        assert status(stack)[1]["problems"] == []
+        assert dispatcher_command.status(stack)[1]["problems"] == []

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +11,7 @@ import pytest
 from dispatcher.celery_app import tasks
 from dispatcher.ledger import fleet
 from dispatcher.prefect_api import schemas
-from tests import light_jobs, waiting
+from tests import dispatcher_command, light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -100,12 +96,8 @@ def execute_at_once(stack: stacks.Stack, count: int) -> None:
 
 def told_by_status(stack: stacks.Stack) -> str:
     """What ``dispatcher status`` says of the worker for runs."""
-    program = str(Path(sys.executable).with_name("dispatcher"))
-    command = [program, "status", "--output", "json"]
-    printed = subprocess.run(
-        command, env=stack.environment, capture_output=True, text=True, check=False
-    ).stdout
-    workers = json.loads(printed)["workers"]
+    _, found = dispatcher_command.status(stack)
+    workers = found["workers"]
     (held_up,) = [each["held_up"] for each in workers if each["name"] == stack.node("runs")]
     return str(held_up)
 

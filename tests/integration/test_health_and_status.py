@@ -7,21 +7,17 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dispatcher.prefect_api import schemas
-from tests import redis_server, waiting
-from tests import stack as stacks
+from tests import dispatcher_command, redis_server, waiting
 from tests.conftest import NewStack
 
 State = schemas.StateType
@@ -77,26 +73,6 @@ def own_redis() -> Iterator[redis_server.RedisServer]:
         yield server
 
 
-def dispatcher(stack: stacks.Stack, *arguments: str) -> tuple[int, str]:
-    """Run a command with the environment of the stack; its exit code and output."""
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("dispatcher")), *arguments],
-        env=stack.environment,
-        cwd=stack.directory,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, done.stdout
-
-
-def status(stack: stacks.Stack) -> tuple[int, Any]:
-    code, output = dispatcher(stack, "status", "--output", "json")
-    return code, json.loads(output)
-
-
 def test_worker_with_beat_is_well_and_shows_in_the_status(new_stack: NewStack) -> None:
     probe = Probe()
     with new_stack(**probe.settings) as stack:
@@ -111,11 +87,11 @@ def test_worker_with_beat_is_well_and_shows_in_the_status(new_stack: NewStack) -
         assert probe.get("/health") == (200, "OK")
         assert probe.wait_for("/ready", 200) == "OK"
         node = stack.node("worker")
-        assert dispatcher(stack, "health", "--node", node) == (0, f"OK: {node}\n")
-        assert dispatcher(stack, "health", "--beat")[0] == 0
-        assert dispatcher(stack, "health", "--node", "other@test")[0] == 1
+        assert dispatcher_command.run(stack, "health", "--node", node) == (0, f"OK: {node}\n")
+        assert dispatcher_command.run(stack, "health", "--beat")[0] == 0
+        assert dispatcher_command.run(stack, "health", "--node", "other@test")[0] == 1
 
-        code, found = status(stack)
+        code, found = dispatcher_command.status(stack)
         assert code == 0, found
         assert found["problems"] == []
         [pool] = found["pools"]
@@ -131,7 +107,7 @@ def test_worker_with_beat_is_well_and_shows_in_the_status(new_stack: NewStack) -
         worker.send_signal(signal.SIGTERM)
         assert probe.wait_for("/ready", 503) == "The worker is shutting down"
         assert probe.get("/health") == (200, "OK")
-        assert dispatcher(stack, "health", "--node", node)[0] == 1
+        assert dispatcher_command.run(stack, "health", "--node", node)[0] == 1
         gate.touch()
         assert run.wait_for_end().type is State.COMPLETED
         assert worker.wait(60) == 0
@@ -156,7 +132,7 @@ def test_prefect_that_hangs_keeps_no_check_waiting_and_missed_polls_are_told(
             assert repr(stack.pool) in message
             worker.wait_for_text("restart")
 
-            code, found = status(stack)
+            code, found = dispatcher_command.status(stack)
             assert code == 1
             assert found["problems"][0].startswith("Prefect API: ")
             assert [each["name"] for each in found["workers"]] == [stack.node("worker")]
@@ -174,10 +150,10 @@ def test_redis_that_hangs_is_told_at_once_by_readiness_and_ends_nothing(
         try:
             assert probe.wait_for("/ready", 503) == "Redis does not answer"
             assert probe.get("/health") == (200, "OK")
-            code, output = dispatcher(stack, "health", "--timeout", "0.5")
+            code, output = dispatcher_command.run(stack, "health", "--timeout", "0.5")
             assert code == 1
             assert output.startswith(("Redis did not answer", "Redis does not answer"))
-            code, found = status(stack)
+            code, found = dispatcher_command.status(stack)
             assert code == 1
             assert found["workers"] is None
             assert any(problem.startswith("Redis: ") for problem in found["problems"])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 from dispatcher.prefect_api import schemas
+from tests import dispatcher_command, waiting
 from tests import stack as stacks
-from tests import waiting
 from tests.conftest import NewStack
 
 State = schemas.StateType
@@ -26,11 +22,8 @@ SHOWN_SECONDS = 30.0
 
 def memory_of(stack: stacks.Stack, runs: list[stacks.Run]) -> list[int]:
     """What ``dispatcher status`` says that the runs use."""
-    command = [str(Path(sys.executable).with_name("dispatcher")), "status", "--output", "json"]
-    told = subprocess.run(
-        command, env=stack.environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    found: dict[str, Any] = {run["flow_run_id"]: run for run in json.loads(told.stdout)["runs"]}
+    _, told = dispatcher_command.status(stack)
+    found: dict[str, Any] = {run["flow_run_id"]: run for run in told["runs"]}
     return [(found.get(str(run.id)) or {}).get("memory") or 0 for run in runs]
 
 

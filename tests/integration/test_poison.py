@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,7 +14,7 @@ from hypothesis import strategies as st
 
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import schemas
-from tests import light_jobs, poison, rabbitmq_server, waiting
+from tests import dispatcher_command, light_jobs, poison, rabbitmq_server, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -45,11 +42,8 @@ def wait_until_read(stack: stacks.Stack, queues: Sequence[str]) -> None:
 
 def dropped(stack: stacks.Stack) -> int:
     """How many messages were dropped, as the status shows it."""
-    command = [str(Path(sys.executable).with_name("dispatcher")), "status", "--output", "json"]
-    answer = subprocess.run(
-        command, env=stack.environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    return sum(worker["dropped"] for worker in json.loads(answer.stdout)["workers"])
+    _, found = dispatcher_command.status(stack)
+    return sum(worker["dropped"] for worker in found["workers"])
 
 
 @pytest.mark.parametrize(("pool", "rounds"), [("prefork", 100), ("threads", 20)])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +15,7 @@ import psutil
 from dispatcher.celery_app import tasks
 from dispatcher.prefect_api import schemas
 from dispatcher.testing import prefect_objects
-from tests import light_jobs, waiting
+from tests import dispatcher_command, light_jobs, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -79,12 +76,9 @@ def wait_until_running(*runs: stacks.Run, seconds: float = SOON) -> None:
 
 def status(stack: stacks.Stack) -> dict[str, Any]:
     """What the command says; its exit status tells whether there is a problem."""
-    command = [str(Path(sys.executable).with_name("dispatcher")), "status", "--output", "json"]
-    answer = subprocess.run(
-        command, env=stack.environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    found: dict[str, Any] = json.loads(answer.stdout)
-    assert answer.returncode == (1 if found["problems"] else 0)
+    code, told = dispatcher_command.status(stack)
+    found: dict[str, Any] = told
+    assert code == (1 if found["problems"] else 0)
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 from dispatcher.celery_app import tasks
 from dispatcher.ledger import claims
 from dispatcher.prefect_api import schemas
-from tests import light_jobs, redis_topologies, waiting
+from tests import dispatcher_command, light_jobs, redis_topologies, waiting
 from tests import stack as stacks
 from tests.conftest import NewStack
 
@@ -40,9 +40,9 @@ def stack(new_stack: NewStack) -> Iterator[stacks.Stack]:
         yield stack
 
 
-def run_command(stack: stacks.Stack, *words: str) -> str:
+def celery_report(stack: stacks.Stack) -> str:
     told = subprocess.run(
-        [str(Path(sys.executable).with_name(words[0])), *words[1:]],
+        [sys.executable, "-m", "celery", "-A", "dispatcher", "report"],
         env=stack.environment,
         capture_output=True,
         text=True,
@@ -63,11 +63,11 @@ def test_no_secret_is_in_logs_messages_process_lists_or_what_celery_tells(
     log = stack.processes[0].text()
     shown = {
         "log": log,
-        "report": run_command(stack, "celery", "-A", "dispatcher", "report"),
+        "report": celery_report(stack),
         "inspect": json.dumps(
             [stack.celery.control.inspect().conf(), stack.celery.control.inspect().stats()]
         ),
-        "status": run_command(stack, "dispatcher", "status", "--output", "json"),
+        "status": json.dumps(dispatcher_command.status(stack)),
         "messages": " ".join(
             str(state.message) for run in (well, broken) for state in run.states()
         ),

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from dispatcher.celery_app import neighbours, node_description
+from dispatcher.celery_app import neighbours
 from dispatcher.ledger import fleet
+from dispatcher.prefect_api import ui_links
 
 API = "http://prefect:4200/api"
 
@@ -40,6 +41,4 @@ def test_another_address_of_prefect_may_be_the_same_server_and_is_named() -> Non
 
 
 def test_credentials_in_an_address_are_shown_to_nobody() -> None:
-    assert node_description.without_credentials("https://me:secret@prefect/api") == (
-        "https://prefect/api"
-    )
+    assert ui_links.without_credentials("https://me:secret@prefect/api") == ("https://prefect/api")

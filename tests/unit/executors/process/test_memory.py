@@ -30,10 +30,7 @@ def servers() -> Iterator[warm.Servers]:
 
 @pytest.fixture(params=["cold", "warm"])
 def executor(request: pytest.FixtureRequest) -> ProcessExecutor:
-    if request.param == "cold":
-        return ProcessExecutor()
-    servers: warm.Servers = request.getfixturevalue("servers")
-    return warm.CommandExecutor(servers.starts())
+    return warm.executor_for(request)
 
 
 def run(executor: ProcessExecutor, command: str, limit: str | None) -> base.ExecutorResult:
