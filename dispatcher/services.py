@@ -58,7 +58,9 @@ class Services:
     @cached_property
     def redis(self) -> redis.Redis:
         """The connection pool to Redis; safe to use after a fork."""
-        return redis_connection.connect_redis(self.options.redis_url.get_secret_value())
+        return redis_connection.connect_redis(
+            self.options.redis_url.get_secret_value(), prefix=self.prefix
+        )
 
     @property
     def prefix(self) -> str:

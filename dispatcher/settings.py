@@ -20,6 +20,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -60,6 +61,7 @@ class Settings(BaseSettings):
     )
     broker_url: SecretStr | None = Field(
         default=None,
+        validate_default=True,
         description="Broker of the Celery workers, if not that Redis: another one, or RabbitMQ.",
     )
     namespace: str = Field(
@@ -205,14 +207,18 @@ class Settings(BaseSettings):
 
     @field_validator("broker_url")
     @classmethod
-    def _check_broker_url(cls, value: SecretStr | None) -> SecretStr | None:
-        url = value.get_secret_value() if value else ""
+    def _check_broker_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        ledger = info.data.get("redis_url", SecretStr(""))
+        url = (value or ledger).get_secret_value()
+        if url.startswith(redis_url.CLUSTER):
+            raise ValueError(
+                "it must name another broker for Celery's messages, which a Redis Cluster cannot be"
+            )
         if value is None or url.startswith(("amqp://", "amqps://")):
             return value
         if not url.startswith(redis_url.SCHEMES):
             raise ValueError(
-                "it must start with amqp:// or amqps:// (RabbitMQ), redis://, rediss://, "
-                "sentinel:// or unix://"
+                f"it must start with amqp:// or amqps:// (RabbitMQ), {redis_url.EXPECTED}"
             )
         return _checked_redis_url(value)
 
@@ -220,7 +226,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         if not value.get_secret_value().startswith(redis_url.SCHEMES):
-            raise ValueError("it must start with redis://, rediss://, sentinel:// or unix://")
+            raise ValueError(f"it must start with {redis_url.EXPECTED}, redis+cluster://")
         return _checked_redis_url(value)
 
 
@@ -228,6 +234,9 @@ def _checked_redis_url(value: SecretStr) -> SecretStr:
     url = value.get_secret_value()
     if url.startswith(redis_url.SENTINEL):
         redis_url.parse_sentinel(url)
+        return value
+    if url.startswith(redis_url.CLUSTER):
+        redis_url.parse_cluster(url)
         return value
     try:
         Redis.from_url(url)

@@ -1,16 +1,20 @@
-"""Redis as it is run in production: behind Sentinels, and with TLS and users of few rights."""
+"""Redis as it is run in production: Sentinels, a cluster, TLS and users of few rights."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib import parse
 
 import redis
+from redis import crc
 
+from dispatcher.ledger import keys
 from tests import redis_server, waiting
 
 SERVICE = "prime"
@@ -61,6 +65,7 @@ class Server:
         self.directory = directory
         config = directory / "server.conf"
         config.write_text("\n".join(["bind 127.0.0.1", f"dir {directory}", *options]) + "\n")
+        self._options = dict(option.split(" ", 1) for option in options)
         self._command = [program, str(config)]
         self.start()
 
@@ -71,6 +76,10 @@ class Server:
                 self._command, stdout=log, stderr=log, start_new_session=True
             )
 
+    def option(self, name: str) -> str:
+        """What it was told."""
+        return self._options[name]
+
     def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         """End it."""
         if self.process.poll() is None:
@@ -79,9 +88,13 @@ class Server:
 
 
 class Watched:
-    """A primary, a replica, and three Sentinels that watch them; a context manager."""
+    """A primary, a replica, and three Sentinels that watch them; a context manager.
 
-    def __init__(self, directory: Path) -> None:
+    With ``tls`` all of them talk by nothing else.
+    """
+
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+        self._tls = directory / "certificates" if tls else None
         self.ports = [redis_server.free_port() for _ in range(2)]
         self.sentinel_ports = [redis_server.free_port() for _ in range(3)]
         self._directory = directory
@@ -92,12 +105,17 @@ class Watched:
     def url(self) -> str:
         """The address as the dispatcher is told it."""
         hosts = ",".join(f"127.0.0.1:{port}" for port in self.sentinel_ports)
-        return f"sentinel://{hosts}/{SERVICE}"
+        if self._tls is None:
+            return f"sentinel://{hosts}/{SERVICE}"
+        return f"rediss+sentinel://{hosts}/{SERVICE}?{parse.urlencode(_client_files(self._tls))}"
 
     def __enter__(self) -> Watched:
         first, second = self.ports
-        replica = [f"port {second}", f"replicaof 127.0.0.1 {first}"]
-        for name, options in (("first", [f"port {first}"]), ("second", replica)):
+        if self._tls is not None:
+            self._tls.mkdir()
+            _make_certificates(self._tls)
+        replica = [*self._listens(second), f"replicaof 127.0.0.1 {first}"]
+        for name, options in (("first", self._listens(first)), ("second", replica)):
             self._servers.append(
                 Server(
                     "redis-server", self._directory / name, [*options, 'save ""', "appendonly yes"]
@@ -106,7 +124,7 @@ class Watched:
         waiting.wait_for(self._is_replicated, seconds=READY_SECONDS, what="the replica follows")
         for number, port in enumerate(self.sentinel_ports):
             options = [
-                f"port {port}",
+                *self._listens(port),
                 f"sentinel monitor {SERVICE} 127.0.0.1 {first} 2",
                 f"sentinel down-after-milliseconds {SERVICE} {DOWN_MILLISECONDS}",
                 f"sentinel failover-timeout {SERVICE} 5000",
@@ -148,8 +166,15 @@ class Watched:
             lambda: self.primary() != before, seconds=READY_SECONDS, what="another primary"
         )
 
+    def _listens(self, port: int) -> list[str]:
+        return [f"port {port}"] if self._tls is None else _secured(self._tls, port)
+
     def _client(self, port: int) -> redis.Redis:
-        return redis.Redis(port=port, decode_responses=True, socket_timeout=5)
+        scheme, query = "redis", ""
+        if self._tls is not None:
+            scheme, query = "rediss", f"?{parse.urlencode(_client_files(self._tls))}"
+        url = f"{scheme}://127.0.0.1:{port}{query}"
+        return redis.Redis.from_url(url, decode_responses=True, socket_timeout=5)
 
     def _is_replicated(self) -> bool:
         try:
@@ -171,6 +196,138 @@ class Watched:
         return True
 
 
+class Cluster:
+    """Three primaries and a replica of that one which has the ledger; a context manager.
+
+    ``options`` are for each server.
+    """
+
+    def __init__(self, directory: Path, options: Sequence[str] = ()) -> None:
+        self.ports = [redis_server.free_port() for _ in range(4)]
+        self._directory = directory
+        self._options = options
+        self._servers: list[Server] = []
+
+    @property
+    def url(self) -> str:
+        """The address as the dispatcher is told it."""
+        return f"redis+cluster://{','.join(f'127.0.0.1:{port}' for port in self.ports)}"
+
+    def __enter__(self) -> Cluster:
+        for port in self.ports:
+            options = [
+                f"port {port}",
+                f"cluster-port {redis_server.free_port()}",
+                "cluster-enabled yes",
+                f"cluster-node-timeout {DOWN_MILLISECONDS}",
+                'save ""',
+                "appendonly yes",
+                *self._options,
+            ]
+            self._servers.append(Server("redis-server", self._directory / str(port), options))
+        for port in self.ports:
+            waiting.wait_for(
+                functools.partial(_answers, f"redis://127.0.0.1:{port}"),
+                seconds=READY_SECONDS,
+                what="a node of the cluster answers",
+            )
+        self._join()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        for server in self._servers:
+            server.stop()
+
+    def primary(self) -> int:
+        """The port of who has the ledger now, by what the first node but that says."""
+        for port in self.ports:
+            with contextlib.suppress(redis.RedisError), self._client(port) as client:
+                for start, end, node, *_ in client.execute_command("CLUSTER SLOTS"):
+                    if start <= self.slot <= end:
+                        return int(node[1])
+        return 0
+
+    @property
+    def slot(self) -> int:
+        """Where all keys of the ledger are."""
+        return crc.key_slot(keys.PREFIX.encode())
+
+    def kill_primary(self) -> None:
+        """Kill who has the ledger and wait until its replica has taken over."""
+        before = self.primary()
+        self._servers[self.ports.index(before)].stop()
+        with self._client(next(port for port in self.ports if port != before)) as client:
+            waiting.wait_for(
+                lambda: (
+                    client.cluster("info")["cluster_state"] == "ok" and self.primary() != before
+                ),
+                seconds=READY_SECONDS,
+                what="the replica has taken over",
+            )
+
+    def move_slot(self) -> None:
+        """Give the ledger to another primary, key by key, as an operator would."""
+        source = self.primary()
+        target = next(port for port in self._primaries() if port != source)
+        with self._client(source) as giving, self._client(target) as taking:
+            ids = {client: client.execute_command("CLUSTER MYID") for client in (giving, taking)}
+            taking.execute_command("CLUSTER SETSLOT", self.slot, "IMPORTING", ids[giving])
+            giving.execute_command("CLUSTER SETSLOT", self.slot, "MIGRATING", ids[taking])
+            while names := giving.execute_command("CLUSTER GETKEYSINSLOT", self.slot, 10):
+                giving.migrate("127.0.0.1", target, names, 0, 5000)
+            for port in self._primaries():
+                with self._client(port) as told:
+                    told.execute_command("CLUSTER SETSLOT", self.slot, "NODE", ids[taking])
+
+    def _primaries(self) -> list[int]:
+        with self._client(self.ports[0]) as client:
+            return [node[1] for _, _, node, *_ in client.execute_command("CLUSTER SLOTS")]
+
+    def _join(self) -> None:
+        shares = [(0, 5460), (5461, 10922), (10923, 16383)]
+        owner = next(
+            port
+            for port, share in zip(self.ports, shares, strict=False)
+            if share[0] <= self.slot <= share[1]
+        )
+        for port, share in zip(self.ports, shares, strict=False):
+            with self._client(port) as client:
+                client.execute_command("CLUSTER ADDSLOTSRANGE", *share)
+        with self._client(self.ports[0]) as first:
+            for port, server in zip(self.ports[1:], self._servers[1:], strict=True):
+                bus = server.option("cluster-port")
+                first.execute_command("CLUSTER MEET", "127.0.0.1", port, bus)
+        with self._client(owner) as client:
+            name = client.execute_command("CLUSTER MYID")
+        with self._client(self.ports[-1]) as replica:
+            waiting.wait_for(
+                lambda: name in str(replica.execute_command("CLUSTER NODES")),
+                seconds=READY_SECONDS,
+                what="the replica knows who has the ledger",
+            )
+            replica.execute_command("CLUSTER REPLICATE", name)
+            waiting.wait_for(
+                lambda: replica.info("replication").get("master_link_status") == "up",
+                seconds=READY_SECONDS,
+                what="the replica follows",
+            )
+        for port in self.ports:
+            with self._client(port) as client:
+                waiting.wait_for(
+                    functools.partial(_is_whole, client),
+                    seconds=READY_SECONDS,
+                    what="the cluster is whole",
+                )
+
+    def _client(self, port: int) -> redis.Redis:
+        return redis.Redis(port=port, decode_responses=True, socket_timeout=5)
+
+
+def _is_whole(node: redis.Redis) -> bool:
+    told = node.cluster("info")
+    return bool(told["cluster_state"] == "ok" and told["cluster_known_nodes"] == "4")
+
+
 @contextlib.contextmanager
 def guarded(directory: Path) -> Iterator[str]:
     """A Redis with TLS, client certificates and a user with the least rights; its URL."""
@@ -178,31 +335,41 @@ def guarded(directory: Path) -> Iterator[str]:
     _make_certificates(directory)
     port = redis_server.free_port()
     options = [
-        "port 0",
-        f"tls-port {port}",
-        f"tls-cert-file {directory / 'server.crt'}",
-        f"tls-key-file {directory / 'server.key'}",
-        f"tls-ca-cert-file {directory / 'ca.crt'}",
-        "tls-auth-clients yes",
+        *_secured(directory, port),
         'save ""',
         "user default off",
         f"user dispatcher on >{PASSWORD} {' '.join(RIGHTS)}",
     ]
     server = Server("redis-server", directory / "server", options)
-    tls = "&".join(
-        f"{name}={directory / file}"
-        for name, file in (
-            ("ssl_ca_certs", "ca.crt"),
-            ("ssl_certfile", "client.crt"),
-            ("ssl_keyfile", "client.key"),
-        )
-    )
+    tls = parse.urlencode(_client_files(directory))
     url = f"rediss://dispatcher:{QUOTED_PASSWORD}@localhost:{port}/0?{tls}"
     try:
         waiting.wait_for(lambda: _answers(url), seconds=READY_SECONDS, what="Redis answers")
         yield url
     finally:
         server.stop()
+
+
+def _secured(directory: Path, port: int) -> list[str]:
+    """What a server is told that talks to nobody without a certificate."""
+    return [
+        "port 0",
+        f"tls-port {port}",
+        f"tls-cert-file {directory / 'server.crt'}",
+        f"tls-key-file {directory / 'server.key'}",
+        f"tls-ca-cert-file {directory / 'ca.crt'}",
+        "tls-auth-clients yes",
+        "tls-replication yes",
+    ]
+
+
+def _client_files(directory: Path) -> dict[str, str]:
+    """What its clients are told."""
+    return {
+        "ssl_ca_certs": str(directory / "ca.crt"),
+        "ssl_certfile": str(directory / "client.crt"),
+        "ssl_keyfile": str(directory / "client.key"),
+    }
 
 
 def _answers(url: str) -> bool:

@@ -251,14 +251,15 @@ class Stack:
             "DISPATCHER_WORK_POOLS": ",".join(self.pools),
             **settings,
         }
-        self.redis = redis_connection.connect_redis(self.redis_url)
         broker = settings.get("DISPATCHER_BROKER_URL", self.redis_url)
         self.celery = celery.Celery(
             "tests", broker=configuration.celery_url(broker), set_as_current=False
         )
         self.celery.conf.broker_transport_options = configuration.sentinel_options(broker)
+        self.celery.conf.update(configuration.sentinel_tls(broker))
         namespace = settings.get("DISPATCHER_NAMESPACE", keys.DEFAULT_NAMESPACE)
         prefix = keys.prefix_of(namespace)
+        self.redis = redis_connection.connect_redis(self.redis_url, prefix=prefix)
         if namespace != keys.DEFAULT_NAMESPACE:
             self.celery.conf.broker_transport_options = {"global_keyprefix": prefix}
         self.ledger = redis_ledger.RedisLedger(self.redis, prefix=prefix)

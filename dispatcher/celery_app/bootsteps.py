@@ -23,7 +23,7 @@ from dispatcher.celery_app import (
     thread_pool,
 )
 from dispatcher.execution import node_services, stop_requests
-from dispatcher.ledger import fleet, redis_connection
+from dispatcher.ledger import fleet, redis_connection, redis_url
 from dispatcher.operations import health
 from dispatcher.polling import subscription
 from dispatcher.prefect_api import api_connection, client, retry, ui_links
@@ -203,8 +203,10 @@ def check_redis(parts: services.Services) -> None:
     """Refuse a worker whose Redis cannot be the ledger; see :mod:`redis_check`."""
     url = parts.options.redis_url.get_secret_value()
     try:
-        with redis_connection.connect_once(url, timeout_seconds=CREDENTIALS_TIMEOUT) as client:
-            redis_check.check(client, parts.prefix)
+        with redis_connection.connect_once(
+            url, prefix=parts.prefix, timeout_seconds=CREDENTIALS_TIMEOUT
+        ) as client:
+            redis_check.check(client, parts.prefix, cluster=url.startswith(redis_url.CLUSTER))
     except redis_check.UnusableRedisError as error:
         sys.exit(f"dispatcher: {error}")
 

@@ -19,11 +19,11 @@ VISIBILITY_TIMEOUT = 3600  # seconds
 
 def configuration(options: settings.Settings) -> dict[str, Any]:
     """Celery's settings for one set of ours."""
-    own = options.redis_url.get_secret_value()
     return {
         **broker(options),
-        "result_backend": celery_url(own),
-        "result_backend_transport_options": sentinel_options(own),
+        # Results are told to Prefect. Celery wants a place for what a revoke does to a task all the
+        # same: one in its own process, which nobody else reads.
+        "result_backend": "cache+memory://",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         # Those of single pools are for workers that name them with -Q.
@@ -49,7 +49,6 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_redirect_stdouts": False,
-        "result_backend_always_retry": True,
         # Otherwise each thread that sends a message builds a backend of its own first.
         "result_backend_thread_safe": True,
         "beat_schedule": beat_schedule(options),
@@ -80,6 +79,7 @@ def broker(options: settings.Settings) -> dict[str, Any]:
         transport["global_keyprefix"] = keys.prefix_of(options.namespace)
     return {
         "broker_url": celery_url(url),
+        **sentinel_tls(url),
         "broker_transport_options": transport,
         # Celery has it for Redis alone.
         "worker_disable_prefetch": True,
@@ -103,10 +103,18 @@ def sentinel_options(url: str) -> dict[str, Any]:
     if not url.startswith(redis_url.SENTINEL):
         return {}
     address = redis_url.parse_sentinel(url)
-    options: dict[str, Any] = {"master_name": address.service}
+    asked: dict[str, Any] = {}
     if address.sentinel_password is not None:
-        options["sentinel_kwargs"] = {"password": address.sentinel_password}
-    return options
+        asked["password"] = address.sentinel_password
+    if address.tls is not None:
+        asked |= {"ssl": True, **address.tls}
+    return {"master_name": address.service, **({"sentinel_kwargs": asked} if asked else {})}
+
+
+def sentinel_tls(url: str) -> dict[str, Any]:
+    """Celery's settings for a Redis behind Sentinels that is reached by TLS."""
+    tls = redis_url.parse_sentinel(url).tls if url.startswith(redis_url.SENTINEL) else None
+    return {} if tls is None else {"broker_use_ssl": {"ssl_cert_reqs": "required", **tls}}
 
 
 def celery_url(url: str) -> str:
@@ -128,7 +136,7 @@ def _sentinel_url(address: redis_url.SentinelAddress) -> str:
     known = [_quoted(address.username), _quoted(address.password)]
     credentials = f"{':'.join(known)}@" if any(known) else ""
     return ";".join(
-        f"{redis_url.SENTINEL}{credentials}{host}:{port}/{address.database}"
+        f"sentinel://{credentials}{host}:{port}/{address.database}"
         for host, port in address.sentinels
     )
 

@@ -12,6 +12,12 @@ import redis
 # Of the answer of INFO: a server that calls itself Redis, as Valkey does with a version that fits.
 OLDEST = (6, 2)
 
+OF_A_CLUSTER = (
+    "the Redis of DISPATCHER_REDIS_URL is a node of a cluster: write it as"
+    " redis+cluster://host:6379,host:6379, and give the messages another broker by"
+    " DISPATCHER_BROKER_URL"
+)
+
 logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
@@ -21,17 +27,20 @@ class UnusableRedisError(Exception):
     """It cannot be the ledger; the message says what to do."""
 
 
-def check(client: redis.Redis, prefix: str, *, warn: Say = logger.warning) -> None:
+def check(
+    client: redis.Redis, prefix: str, *, cluster: bool = False, warn: Say = logger.warning
+) -> None:
     """Write, read and take away a key, and look at the server's settings.
 
-    A server that is away is none of the worker's faults: it is looked for until it is there.
+    ``cluster`` is whether one is expected. A server that is away is none of the worker's faults:
+    it is looked for until it is there.
 
     Raises:
         UnusableRedisError: nothing will make this work but another setting.
     """
     try:
         _probe(client, f"{prefix}probe:{uuid4()}")
-        look(_info(client), warn)
+        look(_info(client), warn, cluster=cluster)
     except redis.ReadOnlyError:
         raise UnusableRedisError(
             "the Redis of DISPATCHER_REDIS_URL is a replica, which cannot be written to; name its"
@@ -46,14 +55,22 @@ def check(client: redis.Redis, prefix: str, *, warn: Say = logger.warning) -> No
         raise UnusableRedisError(
             "Redis refuses the user or password of DISPATCHER_REDIS_URL"
         ) from None
+    except redis.exceptions.MovedError:
+        raise UnusableRedisError(OF_A_CLUSTER) from None
     except redis.ResponseError as error:
         raise UnusableRedisError(f"Redis refuses what the ledger needs: {error}") from None
     except redis.RedisError as error:
         warn(f"the worker starts without Redis, and serves once it answers: {error}")
 
 
-def look(info: Mapping[str, Any], warn: Say) -> None:
-    """Look at what a server says of itself. Raises UnusableRedisError if it is too old."""
+def look(info: Mapping[str, Any], warn: Say, *, cluster: bool = False) -> None:
+    """Look at what a server says of itself.
+
+    Raises:
+        UnusableRedisError: it is too old, or one of a cluster where none is expected.
+    """
+    if info.get("redis_mode") == "cluster" and not cluster:
+        raise UnusableRedisError(OF_A_CLUSTER)
     version = str(info.get("redis_version", ""))
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers and numbers < OLDEST:

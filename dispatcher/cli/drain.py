@@ -38,7 +38,7 @@ def command(workers: tuple[str, ...], *, every: bool, timeout: float | None) -> 
     options = settings.load()
     url, prefix = options.redis_url.get_secret_value(), keys.prefix_of(options.namespace)
     try:
-        with health.connect(url, REDIS_TIMEOUT) as connection:
+        with health.connect(url, prefix, REDIS_TIMEOUT) as connection:
             work = draining.Drain(
                 fleet.Fleet(connection, prefix=prefix),
                 redis_ledger.RedisLedger(connection, prefix=prefix),

@@ -43,7 +43,7 @@ def command(node: str | None, beat: bool, timeout_seconds: float) -> None:
     host = socket.gethostname()
 
     def check() -> health.Answer:
-        with health.connect(url, timeout_seconds) as redis:
+        with health.connect(url, prefix, timeout_seconds) as redis:
             if beat:
                 return health.check_beat(redis, host=host, prefix=prefix)
             return health.check_worker(redis, host=host, node=node, prefix=prefix)

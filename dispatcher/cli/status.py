@@ -77,13 +77,14 @@ SHOWN_RUNS = 20
 def read(options: settings.Settings) -> status.Status:
     """Ask the Redis and the Prefect API of the settings, waiting for each some seconds at most."""
     api = api_connection.connect_api(options, timeout_seconds=API_TIMEOUT, retry_policy=RETRIES)
-    with health.connect(options.redis_url.get_secret_value(), REDIS_TIMEOUT) as redis:
+    prefix = keys.prefix_of(options.namespace)
+    with health.connect(options.redis_url.get_secret_value(), prefix, REDIS_TIMEOUT) as redis:
         found = status.get_status(
             api=api,
             redis=redis,
             pools=options.work_pools,
             work_queues=options.work_queues,
-            prefix=keys.prefix_of(options.namespace),
+            prefix=prefix,
         )
     api.transport.close()
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import redis
 from redis import backoff, retry, sentinel
 
-from dispatcher.ledger import redis_url
+from dispatcher.ledger import keys, redis_primary, redis_url
 
 # Redis answers within milliseconds or is away; a tick must not hang on it.
 TIMEOUT = 2.0  # seconds
@@ -16,7 +18,7 @@ TIMEOUT = 2.0  # seconds
 RETRIES = 2
 
 
-class _ForkSafe(redis.ConnectionPool):
+class ForkSafePool(redis.ConnectionPool):
     """A pool that a fork can use whatever the threads of its parent did at that moment."""
 
     def reset(self) -> None:
@@ -27,54 +29,74 @@ class _ForkSafe(redis.ConnectionPool):
         super().reset()
 
 
-class ForkSafePool(_ForkSafe):
-    """A pool of connections to one server."""
+def connect_redis(url: str, *, prefix: str = keys.PREFIX) -> redis.Redis:
+    """Make a connection pool; connects when first used. Safe to use after a fork.
 
-
-class ForkSafeSentinelPool(_ForkSafe, sentinel.SentinelConnectionPool):
-    """A pool of connections to whoever is the primary now."""
-
-
-def connect_redis(url: str) -> redis.Redis:
-    """Make a connection pool; connects when first used. Safe to use after a fork."""
-    return open_redis(
+    ``prefix`` is what the ledger's keys begin with: in a cluster it tells who has them.
+    """
+    often = retry.Retry(backoff.ExponentialBackoff(cap=0.2, base=0.05), RETRIES)
+    return _open(
         url,
+        prefix,
         timeout_seconds=TIMEOUT,
         health_check_interval=10,
-        retry=retry.Retry(backoff.ExponentialBackoff(cap=0.2, base=0.05), RETRIES),
+        retry=often,
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
     )
 
 
-def connect_once(url: str, *, timeout_seconds: float) -> redis.Redis:
-    """Make a client that tries everything once."""
-    once = retry.Retry(backoff.NoBackoff(), 0)
-    return open_redis(url, timeout_seconds=timeout_seconds, retry=once)
+def connect_once(url: str, *, timeout_seconds: float, prefix: str = keys.PREFIX) -> redis.Redis:
+    """Make such a client that tries everything once."""
+    return _open(url, prefix, timeout_seconds=timeout_seconds, retry=_once())
 
 
-def open_redis(url: str, *, timeout_seconds: float, **options: Any) -> redis.Redis:
-    """Make a connection pool with these options of redis-py's connections."""
-    limits: dict[str, Any] = {
-        "socket_timeout": timeout_seconds,
-        "socket_connect_timeout": timeout_seconds,
-    }
+def _open(url: str, prefix: str, *, timeout_seconds: float, **options: Any) -> redis.Redis:
+    limits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     options |= {"decode_responses": True, **limits}
-    if not url.startswith(redis_url.SENTINEL):
+    if url.startswith(redis_url.SENTINEL):
+        where = redis_url.parse_sentinel(url)
+        user = {"username": where.username, "password": where.password, "db": where.database}
+        options |= {**user, **_following(where.tls), "find": _by_sentinels(where, limits)}
+    elif url.startswith(redis_url.CLUSTER):
+        cluster = redis_url.parse_cluster(url)
+        user = {"username": cluster.username, "password": cluster.password}
+        find = _by_nodes(cluster, prefix, {**limits, **user})
+        options |= {**user, **_following(cluster.tls), "find": find}
+    else:
         return redis.Redis.from_pool(ForkSafePool.from_url(url, **options))
-    address = redis_url.parse_sentinel(url)
-    watching = sentinel.Sentinel([], **limits)  # type: ignore[no-untyped-call]
-    watching.sentinels = [
-        redis.Redis.from_pool(
-            ForkSafePool(host=host, port=port, password=address.sentinel_password, **limits)
-        )
-        for host, port in address.sentinels
-    ]
-    pool = ForkSafeSentinelPool(  # type: ignore[no-untyped-call]
-        address.service,
-        watching,
-        db=address.database,
-        username=address.username,
-        password=address.password,
-        **options,
-    )
-    return redis.Redis.from_pool(pool)
+    return redis.Redis.from_pool(ForkSafePool(**options))
+
+
+def _by_sentinels(
+    address: redis_url.SentinelAddress, limits: Mapping[str, Any]
+) -> redis_primary.Find:
+    watching = sentinel.Sentinel([])  # type: ignore[no-untyped-call]
+    options = {**limits, **_secured(address.tls), "password": address.sentinel_password}
+    watching.sentinels = [_connect(options, each) for each in address.sentinels]
+    return functools.partial(watching.discover_master, address.service)
+
+
+def _by_nodes(
+    address: redis_url.ClusterAddress, key: str, options: Mapping[str, Any]
+) -> redis_primary.Find:
+    connect = functools.partial(_connect, {**options, **_secured(address.tls), "retry": _once()})
+    return functools.partial(redis_primary.find_node, address.nodes, key, connect)
+
+
+def _connect(options: Mapping[str, Any], address: redis_primary.Address) -> redis.Redis:
+    host, port = address
+    return redis.Redis.from_pool(ForkSafePool(host=host, port=port, **options))
+
+
+def _following(tls: Mapping[str, str] | None) -> dict[str, Any]:
+    if tls is None:
+        return {"connection_class": redis_primary.FollowingConnection}
+    return {"connection_class": redis_primary.FollowingTlsConnection, **tls}
+
+
+def _secured(tls: Mapping[str, str] | None) -> dict[str, Any]:
+    return {} if tls is None else {"connection_class": redis.SSLConnection, **tls}
+
+
+def _once() -> retry.Retry:
+    return retry.Retry(backoff.NoBackoff(), 0)

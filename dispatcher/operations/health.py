@@ -267,9 +267,9 @@ def _handler(
     return Handler
 
 
-def connect(url: str, timeout_seconds: float) -> Redis:
+def connect(url: str, prefix: str, timeout_seconds: float) -> Redis:
     """Make a Redis client that tries everything once."""
-    return redis_connection.connect_once(url, timeout_seconds=timeout_seconds)
+    return redis_connection.connect_once(url, prefix=prefix, timeout_seconds=timeout_seconds)
 
 
 def check_worker(

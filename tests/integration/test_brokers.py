@@ -51,16 +51,36 @@ def guarded() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module", params=["rabbitmq", "namespace", "sentinel", "tls-and-acl"])
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redis_topologies.Cluster]:
+    if reason := redis_topologies.missing():
+        pytest.skip(reason)
+    with (
+        tempfile.TemporaryDirectory(prefix="cluster-") as directory,
+        redis_topologies.Cluster(Path(directory)) as nodes,
+    ):
+        yield nodes
+
+
+def on_rabbitmq(request: pytest.FixtureRequest) -> dict[str, str]:
+    broker: rabbitmq_server.RabbitMQServer = request.getfixturevalue("rabbitmq")
+    return {"DISPATCHER_BROKER_URL": broker.new_url()}
+
+
+@pytest.fixture(
+    scope="module", params=["rabbitmq", "namespace", "sentinel", "tls-and-acl", "cluster"]
+)
 def stack(new_stack: NewStack, request: pytest.FixtureRequest) -> Iterator[stacks.Stack]:
     if request.param == "rabbitmq":
-        broker: rabbitmq_server.RabbitMQServer = request.getfixturevalue("rabbitmq")
-        settings = {"DISPATCHER_BROKER_URL": broker.new_url()}
+        settings = on_rabbitmq(request)
     elif request.param == "namespace":
         settings = {"DISPATCHER_NAMESPACE": "team-a"}
     elif request.param == "sentinel":
         servers: redis_topologies.Watched = request.getfixturevalue("watched")
         settings = {"redis_url": servers.url}
+    elif request.param == "cluster":
+        nodes: redis_topologies.Cluster = request.getfixturevalue("cluster")
+        settings = {"redis_url": nodes.url, **on_rabbitmq(request)}
     else:
         settings = {"redis_url": request.getfixturevalue("guarded")}
     with new_stack(**SETTINGS, **settings) as stack:
@@ -218,3 +238,27 @@ def test_a_failover_under_running_flows_loses_and_doubles_nothing(
 ) -> None:
     with new_stack(**SETTINGS, redis_url=watched.url) as stack:
         survive(stack, watched.kill_primary, lambda: None)
+
+
+def test_a_failover_by_tls_loses_and_doubles_nothing(
+    tmp_path_factory: pytest.TempPathFactory, new_stack: NewStack
+) -> None:
+    if reason := redis_topologies.missing():
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("secured")
+    with (
+        redis_topologies.Watched(directory, tls=True) as watched,
+        new_stack(**SETTINGS, redis_url=watched.url) as stack,
+    ):
+        survive(stack, watched.kill_primary, lambda: None)
+
+
+def test_a_ledger_that_moves_and_fails_over_in_a_cluster_loses_and_doubles_nothing(
+    request: pytest.FixtureRequest, new_stack: NewStack, tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, **on_rabbitmq(request)}
+    with (
+        redis_topologies.Cluster(tmp_path) as cluster,
+        new_stack(**settings, redis_url=cluster.url) as stack,
+    ):
+        survive(stack, cluster.kill_primary, cluster.move_slot)

@@ -293,7 +293,10 @@ def serve_at(path: Path, worker_pid: int, *, forks: bool) -> forked_job.Start | 
     adopt_orphans()
     unready = path.with_suffix(f".{os.getpid()}")
     server = ForkServer(wire.listen(unready), path, worker, forks=forks)
-    path.with_suffix(READY_SUFFIX).write_text(str(os.getpid()))
+    # Whoever sees them sees them whole.
+    said = path.with_suffix(f".said-{os.getpid()}")
+    said.write_text(str(os.getpid()))
+    said.replace(path.with_suffix(READY_SUFFIX))
     unready.replace(path)
     return server.serve()
 

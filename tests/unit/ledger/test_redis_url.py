@@ -1,4 +1,4 @@
-"""The URL of a Redis that Sentinels know."""
+"""The URLs of a Redis that Sentinels know, and of a cluster."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def test_nothing_but_sentinel_and_service_is_needed() -> None:
         "sentinel://me:secret@one:port/prime",
         "sentinel://one:1/prime?db=x",
         "sentinel://one:1/prime?ssl=1",
+        "sentinel://one:1/prime?ssl_ca_certs=/ca",
+        "rediss+sentinel://one:1/prime?ssl_version=3",
     ],
 )
 def test_what_is_none_is_refused_without_its_secrets(url: str) -> None:
@@ -59,6 +61,50 @@ def test_celery_is_told_the_same_in_its_own_form() -> None:
     assert configuration.sentinel_options("redis://one/0") == {}
 
 
-def test_a_client_for_it_connects_when_it_is_first_used() -> None:
-    made = redis_connection.connect_redis(FULL)
-    assert isinstance(made.connection_pool, redis_connection.ForkSafeSentinelPool)
+def test_by_tls_celery_is_told_of_it_for_redis_and_for_the_sentinels() -> None:
+    url = "rediss+sentinel://:p@one/prime?ssl_ca_certs=/ca"
+    assert configuration.celery_url(url) == "sentinel://:p@one:26379/0"
+    assert configuration.sentinel_options(url)["sentinel_kwargs"] == {
+        "ssl": True,
+        "ssl_ca_certs": "/ca",
+    }
+    assert configuration.sentinel_tls(url) == {
+        "broker_use_ssl": {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca"}
+    }
+    assert configuration.sentinel_tls(FULL) == configuration.sentinel_tls("redis://one/0") == {}
+
+
+def test_a_cluster_has_nodes_and_credentials() -> None:
+    url = "rediss+cluster://me:p%40ss@one:1,two?ssl_ca_certs=/ca"
+    found = redis_url.parse_cluster(url)
+    assert found == redis_url.ClusterAddress(
+        (("one", 1), ("two", 6379)), "me", "p@ss", {"ssl_ca_certs": "/ca"}
+    )
+    assert "p@ss" not in repr(found)
+    assert redis_url.parse_cluster("redis+cluster://one/0") == redis_url.ClusterAddress(
+        (("one", 6379),)
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://",
+        "redis+cluster://one,",
+        "redis+cluster://one/1",
+        "redis+cluster://me:secret@one:port",
+        "redis+cluster://one?db=1",
+    ],
+)
+def test_what_is_no_cluster_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        redis_url.parse_cluster(url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", [FULL, "rediss+sentinel://one/prime", "redis+cluster://one", "rediss+cluster://one"]
+)
+def test_a_client_for_it_connects_when_it_is_first_used(url: str) -> None:
+    made = redis_connection.connect_redis(url)
+    assert isinstance(made.connection_pool, redis_connection.ForkSafePool)
