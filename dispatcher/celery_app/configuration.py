@@ -26,6 +26,8 @@ def configuration(options: settings.Settings) -> dict[str, Any]:
         "result_backend": "cache+memory://",
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # Also one that refuses what a worker asks for, as Redis does while its disk is full.
+        "broker_channel_error_retry": True,
         # Those of single pools are for workers that name them with -Q.
         "task_queues": [
             _queue(name, arguments=queue_arguments(options))

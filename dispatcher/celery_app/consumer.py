@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.worker import consumer
 
-from dispatcher.celery_app import dropped_messages, envelopes, execute_request
+from dispatcher.celery_app import dropped_messages, envelopes, execute_request, refusals
 
 # How long an event of a task may wait for others to go with it. Celery would send those of each
 # turn of its loop at once, which costs the worker's main process more than all else it does.
@@ -34,7 +34,7 @@ def consumer_class(
     its name, get no more runs; ``dropped`` counts what no worker can make anything of.
     """
 
-    class Consumer(celery_consumer):  # type: ignore[misc] # as given
+    class Consumer(refusals.WaitsWhenRefused, celery_consumer):  # type: ignore[misc] # as given
         """Flower hears of a task a moment later; and threads, too, stop in a hurry."""
 
         _flush_due_at = 0.0

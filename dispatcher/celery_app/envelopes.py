@@ -1,7 +1,8 @@
-"""What kombu finds in a list of Redis, before it is a message.
+"""What kombu finds on a broker, before it is a message.
 
-On a broker of its own kind a message has its parts by the protocol. In Redis it is a text that
-anybody may have written, and one that kombu cannot read ends the worker.
+On RabbitMQ a message has its parts by the protocol. In Redis it is a text that anybody may have
+written, and one that kombu cannot read ends the worker. Compressed ones are none of ours, and may
+become very large.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kombu.transport import virtual
+from kombu.transport import pyamqp, virtual
 
 Drop = Callable[[Any, str], None]
 
@@ -27,7 +28,6 @@ def is_readable(envelope: Any) -> bool:
                 "delivery_info": {"exchange": str(), "routing_key": str()},
             } as properties,
         }:
-            # Compressed ones are none of ours, and may become very large.
             return "compression" not in headers and _has_known_encoding(properties)
     return False
 
@@ -38,12 +38,48 @@ def _has_known_encoding(properties: Mapping[str, Any]) -> bool:
 
 
 def careful(transport: type[Any], drop: Drop) -> type[Any]:
-    """Make a transport that drops what kombu could not read; one without envelopes stays as it is.
+    """Make a transport that reads nothing which could harm a worker.
 
-    ``drop`` gets the headers of what is dropped, whatever they are, and why.
+    ``drop`` gets the headers of what is dropped from Redis, whatever they are, and why.
     """
-    if not issubclass(transport, virtual.Transport):
-        return transport
+    if issubclass(transport, pyamqp.Transport):
+        return CarefulAmqpTransport
+    return _careful(transport, drop) if issubclass(transport, virtual.Transport) else transport
+
+
+class CompressedMessageError(Exception):
+    """A message is compressed."""
+
+
+class CarefulMessage(pyamqp.Message):
+    """Is not unpacked; whoever receives it is told so as of any that cannot be decoded."""
+
+    def __init__(self, msg: Any, channel: Any = None, **options: Any) -> None:
+        headers = msg.properties.get("application_headers") or {}
+        if "compression" in headers:
+            self.errors = [(CompressedMessageError, CompressedMessageError(), None)]
+        super().__init__(msg, channel, **options)
+
+
+class CarefulAmqpChannel(pyamqp.Channel):
+    """Makes such messages."""
+
+    Message = CarefulMessage
+
+
+class CarefulAmqpConnection(pyamqp.Connection):
+    """Has such channels."""
+
+    Channel = CarefulAmqpChannel
+
+
+class CarefulAmqpTransport(pyamqp.Transport):
+    """Has such connections."""
+
+    Connection = CarefulAmqpConnection
+
+
+def _careful(transport: type[Any], drop: Drop) -> type[Any]:
 
     class CarefulChannel(transport.Channel):  # type: ignore[name-defined,misc] # as given
         """Reads no further in what is no JSON."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -23,6 +25,7 @@ State = schemas.StateType
 AT_ONCE = 100
 MAX_LINE = 400  # characters, with what every line of a log has
 SECONDS = 120.0
+LARGE = 2**29  # bytes
 
 
 def put(stack: stacks.Stack, queue: str, messages: Sequence[str | bytes]) -> None:
@@ -164,3 +167,25 @@ def test_what_others_send_by_rabbitmq_is_dropped_as_well(
         run = light_jobs.run(stack, stack.deployment("none"), *light_jobs.COMPLETE)
         assert run.wait_for_end().type is State.COMPLETED
         assert "Traceback" not in worker.text()
+
+
+def test_what_is_compressed_is_not_unpacked(
+    rabbitmq: rabbitmq_server.RabbitMQServer, new_stack: NewStack
+) -> None:
+    with new_stack(DISPATCHER_BROKER_URL=rabbitmq.new_url()) as stack:
+        worker = stack.worker("runs", "-Q", tasks.RUNS_QUEUE, "-P", "threads", "-c", "1")
+        with kombu.Connection(stack.environment["DISPATCHER_BROKER_URL"]) as connection:
+            connection.Producer().publish(
+                b" " * LARGE,
+                exchange="",
+                routing_key=tasks.RUNS_QUEUE,
+                content_type="application/json",
+                content_encoding="utf-8",
+                compression="gzip",
+                headers={"task": tasks.EXECUTE, "id": "large"},
+            )
+        waiting.wait_for(lambda: dropped(stack) == 1, seconds=30, what="it is dropped")
+        assert "CompressedMessageError" in worker.text()
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())
+        assert peak is not None
+        assert int(peak[1]) * 1024 < LARGE

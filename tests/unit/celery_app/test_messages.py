@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from kombu.transport import pyamqp, redis, virtual
+from kombu.transport import base, pyamqp, redis, virtual
 
 from dispatcher.celery_app import dropped_messages, envelopes, messages, tasks
 from tests import poison
@@ -128,9 +128,10 @@ def test_a_name_for_the_log_is_short_whatever_is_in_it() -> None:
 # The transport
 
 
-def test_a_broker_with_a_protocol_for_messages_needs_no_look_at_envelopes() -> None:
+def test_rabbitmq_has_envelopes_of_its_own_and_other_transports_stay_as_they_are() -> None:
     drop = dropped_messages.DroppedMessages().note
-    assert envelopes.careful(pyamqp.Transport, drop) is pyamqp.Transport
+    assert envelopes.careful(pyamqp.Transport, drop) is envelopes.CarefulAmqpTransport
+    assert envelopes.careful(base.Transport, drop) is base.Transport
 
 
 def test_a_transport_for_redis_stays_one() -> None:
