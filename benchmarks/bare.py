@@ -10,10 +10,10 @@ import os
 import redis
 from celery import Celery
 
-REDIS_VARIABLE = "BENCHMARK_REDIS_URL"
+REDIS_VARIABLE, BROKER_VARIABLE = "BENCHMARK_REDIS_URL", "BENCHMARK_BROKER_URL"
 NOOP, MARK = "noop", "mark"
 
-app = Celery("bare", broker=os.environ.get(REDIS_VARIABLE, "memory://"))
+app = Celery("bare", broker=os.environ.get(BROKER_VARIABLE, "memory://"))
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
 
 

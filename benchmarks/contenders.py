@@ -39,16 +39,19 @@ class Dispatcher:
         pool: str,
         settings: Mapping[str, str] | None = None,
         database: int = 0,
+        broker_url: str | None = None,
     ) -> None:
         self._site = site
         self.pool = pool
         self.redis_url = site.redis_database(database)
+        self.broker_url = broker_url or self.redis_url
         self.redis = site.connect_redis(database)
         self.fleet = fleet.Fleet(self.redis)
         self.processes: list[process.Process] = []
         self._environment = {
             **site.environment,
             "DISPATCHER_REDIS_URL": self.redis_url,
+            **({"DISPATCHER_BROKER_URL": broker_url} if broker_url else {}),
             "DISPATCHER_WORK_POOLS": pool,
             "PREFECT_API_URL": api_url,
             "PREFECT_HOME": str(site.directory / "prefect-home"),

@@ -3,7 +3,8 @@
 A stub answers in place of Prefect, an executor that does nothing stands for the job; poll, claims,
 Celery messages, execution and close are the real ones. Next to it, on the same broker and with
 the same concurrency: Celery tasks that do nothing. The stub takes CPU time from what is measured;
-its share is reported.
+its share is reported. With --broker-url both have their messages on that broker, such as a RabbitMQ
+with an empty virtual host, and the ledger stays in Redis; the broker's own CPU is not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
+from kombu import Queue
 
 from benchmarks import bare, contenders, noop_executor, record, sampling, stub_api, summary
 from benchmarks import site as sites
@@ -52,6 +54,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--concurrency", type=int, nargs="+", default=[4, 16], help="slots of the worker"
     )
+    parser.add_argument(
+        "--broker-url", help="where messages are, if not in the Redis of the ledger"
+    )
     parser.add_argument("--warm-up", type=int, default=50, help="runs that are not counted")
     return parser.parse_args(argv)
 
@@ -77,6 +82,7 @@ class Measurement:
             api_url=self._stub.api_url,
             pool=stub_api.POOL,
             settings=self._plugin,
+            broker_url=self._options.broker_url,
             database=DISPATCHER_DATABASE,
         )
         try:
@@ -94,9 +100,10 @@ class Measurement:
     def bare_celery(self, repetition: int, concurrency: int) -> float:
         """Take as many tasks that do nothing through Celery; return tasks/s."""
         url = self._site.redis_database(BARE_DATABASE)
-        worker = self._site.launch(_bare_worker(self._site, url, concurrency))
+        broker = self._options.broker_url or url
+        worker = self._site.launch(_bare_worker(self._site, url, broker, concurrency))
         roots = sites.roots([worker])
-        with Celery("bare", broker=url, set_as_current=False) as sender:
+        with Celery("bare", broker=broker, set_as_current=False) as sender:
             self._send_bare(sender, self._options.warm_up)
             cpu = sampling.cpu_seconds(roots)
             seconds = self._send_bare(sender, self._options.tasks)
@@ -166,10 +173,12 @@ class Measurement:
             due: int = self._api.transport.request("GET", "/stub/runs")
             return not due and not side.open_claims()
 
-        with Celery("benchmark", broker=side.redis_url, set_as_current=False) as sender:
+        with Celery("benchmark", broker=side.broker_url, set_as_current=False) as sender:
             self._api.transport.request("POST", "/stub/runs", json=runs)
             started = time.monotonic()
-            sender.send_task(tasks.POLL, args=(side.pool,), queue=tasks.CONTROL_QUEUE)
+            # Declared by the workers, on RabbitMQ with arguments that a sender need not know.
+            queue: Any = Queue(tasks.CONTROL_QUEUE)
+            sender.send_task(tasks.POLL, args=(side.pool,), queue=queue, declare=[])
             sites.wait_for(all_closed, seconds=LIMIT_SECONDS, what=f"{runs} runs are closed")
             return time.monotonic() - started
 
@@ -187,12 +196,16 @@ class Measurement:
         return time.monotonic() - started
 
 
-def _bare_worker(site: sites.Site, redis_url: str, concurrency: int) -> Component:
+def _bare_worker(site: sites.Site, redis_url: str, broker_url: str, concurrency: int) -> Component:
     options = ("--loglevel", "WARNING", "--concurrency", str(concurrency))
     return Component(
         name="bare-worker",
         command=(sys.executable, "-m", "celery", "-A", "benchmarks.bare", "worker", *options),
-        environment={**site.environment, bare.REDIS_VARIABLE: redis_url},
+        environment={
+            **site.environment,
+            bare.REDIS_VARIABLE: redis_url,
+            bare.BROKER_VARIABLE: broker_url,
+        },
         directory=sites.ROOT,
         is_ready=lambda: True,  # the tasks of the warm-up show that
         ready_seconds=BARE_READY_SECONDS,

@@ -21,6 +21,8 @@ SERVICE = "prime"
 READY_SECONDS = 60.0
 # How long a primary does not answer before the Sentinels agree on another one.
 DOWN_MILLISECONDS = 1500
+# What keeps a primary that was replaced while it hung from taking claims meanwhile.
+FENCE = ("min-replicas-to-write 1", "min-replicas-max-lag 2")
 
 PASSWORD = "redis/pass-that-nobody-may-see"
 QUOTED_PASSWORD = "redis%2Fpass-that-nobody-may-see"
@@ -88,18 +90,23 @@ class Server:
 
 
 class Watched:
-    """A primary, a replica, and three Sentinels that watch them; a context manager.
+    """A primary, replicas, and three Sentinels that watch them; a context manager.
 
-    With ``tls`` all of them talk by nothing else.
+    With ``tls`` all of them talk by nothing else. With ``fenced`` a primary that has no replica
+    takes nothing, as one that was replaced while it hung.
     """
 
-    def __init__(self, directory: Path, *, tls: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, replicas: int = 1, tls: bool = False, fenced: bool = False
+    ) -> None:
         self._tls = directory / "certificates" if tls else None
-        self.ports = [redis_server.free_port() for _ in range(2)]
+        self._fence = FENCE if fenced else ()
+        self.ports = [redis_server.free_port() for _ in range(1 + replicas)]
         self.sentinel_ports = [redis_server.free_port() for _ in range(3)]
         self._directory = directory
         self._servers: list[Server] = []
         self._stopped: Server | None = None
+        self._paused: Server | None = None
 
     @property
     def url(self) -> str:
@@ -110,17 +117,15 @@ class Watched:
         return f"rediss+sentinel://{hosts}/{SERVICE}?{parse.urlencode(_client_files(self._tls))}"
 
     def __enter__(self) -> Watched:
-        first, second = self.ports
+        first = self.ports[0]
         if self._tls is not None:
             self._tls.mkdir()
             _make_certificates(self._tls)
-        replica = [*self._listens(second), f"replicaof 127.0.0.1 {first}"]
-        for name, options in (("first", self._listens(first)), ("second", replica)):
-            self._servers.append(
-                Server(
-                    "redis-server", self._directory / name, [*options, 'save ""', "appendonly yes"]
-                )
-            )
+        for number, port in enumerate(self.ports):
+            follows = [f"replicaof 127.0.0.1 {first}"] if number else []
+            options = [*self._listens(port), *follows, *self._fence, 'save ""', "appendonly yes"]
+            directory = self._directory / f"redis-{number}"
+            self._servers.append(Server("redis-server", directory, options))
         waiting.wait_for(self._is_replicated, seconds=READY_SECONDS, what="the replica follows")
         for number, port in enumerate(self.sentinel_ports):
             options = [
@@ -158,6 +163,16 @@ class Watched:
         assert self._stopped is not None
         self._stopped.start()
 
+    def pause(self) -> None:
+        """Have the primary hang."""
+        self._paused = self._servers[self.ports.index(self.primary())]
+        self._paused.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on, whether it is the primary still or has been replaced."""
+        assert self._paused is not None
+        self._paused.process.send_signal(signal.SIGCONT)
+
     def kill_primary(self) -> None:
         """Kill the primary and wait until the other one has taken over."""
         before = self.primary()
@@ -178,18 +193,21 @@ class Watched:
 
     def _is_replicated(self) -> bool:
         try:
-            with self._client(self.ports[1]) as client:
-                link = client.info("replication").get("master_link_status")
-                return bool(link == "up")
+            for port in self.ports[1:]:
+                with self._client(port) as client:
+                    if client.info("replication").get("master_link_status") != "up":
+                        return False
         except redis.RedisError:
             return False
+        return True
 
     def _is_watched(self) -> bool:
         try:
             for port in self.sentinel_ports:
                 with self._client(port) as client:
                     seen = client.sentinel_master(SERVICE)
-                    if (seen["num-slaves"], seen["num-other-sentinels"]) != (1, 2):
+                    known = (seen["num-slaves"], seen["num-other-sentinels"])
+                    if known != (len(self.ports) - 1, 2):
                         return False
         except (redis.RedisError, KeyError):
             return False

@@ -304,8 +304,8 @@ GENTLE = frozenset(
 # What a round with this broker is about: RabbitMQ's end, or the end of Redis' primary.
 OF_BROKER: dict[str, Fault] = {"rabbitmq": restart_broker, "sentinel": restart_redis}
 
-# A primary that hangs and comes back is one of two primaries for a while.
-ONE_REDIS = frozenset({pause_redis, flush_redis, drop_redis_connections})
+# What is told to one server, whoever is the primary.
+ONE_REDIS = frozenset({flush_redis, drop_redis_connections})
 
 # What nothing protects from while nobody can kill a job from another host: one that lives on.
 SAME_HOST = frozenset({freeze_worker_with_jobs, freeze_worker_without_jobs})

@@ -296,7 +296,7 @@ class World:
 
     def _new_redis(self, directory: Path) -> Any:
         if self.broker == "sentinel":
-            return redis_topologies.Watched(directory)
+            return redis_topologies.Watched(directory, replicas=2, fenced=True)
         return KeepingRedis(directory)
 
     def _new_prefect(self) -> prefect_servers.PrefectServer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from uuid import uuid4
 
 from celery import Celery
 
@@ -85,3 +86,15 @@ def test_two_dispatchers_and_another_application_share_a_redis_and_nothing_stray
 
 def test_without_a_namespace_the_keys_are_those_of_earlier_versions() -> None:
     assert keys.PREFIX == keys.prefix_of(keys.DEFAULT_NAMESPACE) == "{dispatcher}:"
+
+
+def test_all_that_a_dispatcher_keeps_has_its_name(new_stack: NewStack) -> None:
+    with new_stack(DISPATCHER_NAMESPACE="team-a") as stack:
+        stack.worker("all", "-c", "3", "-B", "-s", str(stack.directory / "schedule"))
+        stack.wait_until_served(stack.pool)
+        done = light_jobs.run(stack, stack.deployment("none"), *light_jobs.COMPLETE)
+        assert done.wait_for_end().type is State.COMPLETED
+        stack.celery.control.revoke(str(uuid4()))
+        names = set(stack.redis.scan_iter())
+        assert {name for name in names if not name.startswith("{team-a}:")} == set()
+        assert any("_kombu" in name for name in names)
