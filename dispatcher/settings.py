@@ -140,6 +140,13 @@ class Settings(BaseSettings):
         default=(),
         description="Modules that flow runs started warm find imported, comma-separated.",
     )
+    python: str | None = Field(
+        default=None,
+        description=(
+            "Interpreter, or virtual environment, of flow runs whose job variable python names "
+            "none; the worker's own if empty."
+        ),
+    )
     prefect_api_url: str = Field(
         repr=False,  # it may hold a password
         validation_alias=AliasChoices("PREFECT_API_URL", "prefect_api_url"),

@@ -39,11 +39,13 @@ class NodeOptions:
     """What a worker's settings say about how jobs are started on its node.
 
     ``start`` is ``auto``, ``warm`` or ``cold``, ``preload`` names modules that jobs shall find
-    imported; ``eager`` says that there will be jobs of this type.
+    imported; ``python`` is the interpreter, or its virtual environment, of jobs that name none.
+    ``eager`` says that there will be jobs of this type.
     """
 
     start: str = "auto"
     preload: tuple[str, ...] = ()
+    python: str | None = None
     eager: bool = True
 
 

@@ -190,8 +190,7 @@ class BaseJobConfiguration(BaseModel):
             ),
         ]
 
-    @staticmethod
-    def _base_flow_run_command() -> str:
+    def _base_flow_run_command(self) -> str:
         """Return the command of a job that has none of its own."""
         return "prefect flow-run execute"
 

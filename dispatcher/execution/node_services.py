@@ -39,7 +39,10 @@ class NodeServices:
         """
         types = self._pool_types()
         wanted = base.NodeOptions(
-            start=self._options.start, preload=self._options.preload, eager=types is not None
+            start=self._options.start,
+            preload=self._options.preload,
+            python=self._options.python,
+            eager=types is not None,
         )
         for kind in self._executor_types() if types is None else sorted(types):
             executor = self._find_executor(kind)

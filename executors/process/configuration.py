@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import Field, PrivateAttr
 
 from executors import configuration as configurations
-from executors import memory_limits
-from executors.process import start_modes
+from executors import errors, memory_limits
+from executors.process import interpreters, start_modes
 from executors.process.engine_control import protocol
 
 # No part of the template, so that they work in every pool, and Prefect's own worker ignores them.
@@ -32,11 +32,13 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
     _start: start_modes.Mode | None = PrivateAttr(default=None)
     _kills_escaped: bool = PrivateAttr(default=False)
     _memory_limit: int | None = PrivateAttr(default=None)
+    _python: str | None = PrivateAttr(default=None)
 
     def take_variables(self, values: Mapping[str, Any]) -> None:
         """Take those of our own. Raises as the inherited method does."""
         self._start = _start(values.get(START_VARIABLE))
         self._kills_escaped = _kills_escaped(values.get(KILL_ESCAPED_VARIABLE))
+        self._python = _python(values.get(interpreters.PYTHON_VARIABLE))
         self._memory_limit = memory_limits.parse(values.get(memory_limits.LIMIT_VARIABLE))
 
     @property
@@ -54,10 +56,14 @@ class ProcessJobConfiguration(configurations.BaseJobConfiguration):
         """How many bytes of memory the run's processes may use together."""
         return self._memory_limit
 
-    @staticmethod
-    def _base_flow_run_command() -> str:
-        """Prefect's engine under the interpreter that runs the worker."""
-        return shlex.join([sys.executable, "-m", protocol.ENGINE_MODULE])
+    @property
+    def python(self) -> str:
+        """The interpreter that executes the run, unless it has a command of its own."""
+        return interpreters.path_of(self._python or os.environ.get(interpreters.PYTHON_SETTING))
+
+    def _base_flow_run_command(self) -> str:
+        """Prefect's engine under that interpreter."""
+        return shlex.join([self.python, "-m", protocol.ENGINE_MODULE])
 
 
 class ProcessVariables(configurations.BaseVariables):
@@ -86,6 +92,14 @@ def _start(value: Any) -> start_modes.Mode | None:
             ", ".join(start_modes.MODES),
         )
     return mode
+
+
+def _python(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise errors.ConfigurationError(
+        f"The job variable {interpreters.PYTHON_VARIABLE!r} is no path of an interpreter."
+    )
 
 
 def _kills_escaped(value: Any) -> bool:

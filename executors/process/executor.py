@@ -15,7 +15,7 @@ from pathlib import Path
 from dispatcher.prefect_api import schemas
 from executors import base, errors
 from executors.process import configuration as configurations
-from executors.process import exit_codes, job_directory, jobs, start_modes, starting
+from executors.process import exit_codes, interpreters, job_directory, jobs, start_modes, starting
 from executors.process import launch as launching
 from executors.process.cleanup import escaped_processes, job_records
 from executors.process.engine_control import control
@@ -197,12 +197,13 @@ def build_launch(
 ) -> launching.Launch:
     """What to start for a run: its command and environment, marked as this launch's own."""
     job_id = uuid.uuid4().hex
+    environment = launching.job_environment(configuration, os.environ)
     added = {launching.JOB_ID_VARIABLE: job_id, **connection.environment}
     return launching.Launch(
         job_id=job_id,
         argv=launching.split_command(configuration.command),
         directory=path,
-        environment=launching.job_environment(configuration, os.environ, added),
+        environment=interpreters.activated(environment, configuration.python) | added,
         stream_output=configuration.stream_output,
         kills_escaped=configuration.kills_escaped,
     )

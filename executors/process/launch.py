@@ -58,7 +58,6 @@ def split_command(command: str | None) -> tuple[str, ...]:
 def job_environment(
     configuration: configurations.ProcessJobConfiguration,
     inherited: Mapping[str, str],
-    added: Mapping[str, str],
 ) -> dict[str, str]:
     """What is inherited, less the dispatcher's own and the unset, under what the job sets."""
     kept = {
@@ -67,7 +66,7 @@ def job_environment(
         if not name.startswith(OWN_PREFIXES) and name not in configuration.unset_env
     }
     own = {name: value for name, value in configuration.env.items() if value is not None}
-    return {**kept, **own, **added}
+    return {**kept, **own}
 
 
 def check_startable(launch: Launch) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.process import jobs, start_modes
+from executors.process import interpreters, jobs, start_modes
 from executors.process import launch as launching
 from executors.process.cold import cold_process
 from executors.process.engine_control import protocol
@@ -48,20 +48,22 @@ def plan_start(
     mode: start_modes.Mode,
     served: bool,
     is_default_command: bool,
+    can_be_warm: bool,
     has_settings_file: bool,
     has_relative_path: bool,
 ) -> Plan:
     """Decide how to start a job; warm only where it cannot be told from a cold one."""
-    if mode == "cold":
-        return Plan(False, "that is the setting")
-    if not served:
-        return Plan(False, "this worker has no fork server")
-    if not is_default_command:
-        return Plan(False, "its command is not the default one")
-    if has_settings_file:
-        return Plan(False, "its working directory has settings of Prefect's")
-    if has_relative_path:
-        return Plan(False, "its PYTHONPATH depends on its working directory")
+    hindrances = (
+        (mode == "cold", "that is the setting"),
+        (not served, "this worker has no fork server"),
+        (not is_default_command, "its command is not the default one"),
+        (not can_be_warm, "its interpreter or its Prefect is too old"),
+        (has_settings_file, "its working directory has settings of Prefect's"),
+        (has_relative_path, "its PYTHONPATH depends on its working directory"),
+    )
+    for hinders, reason in hindrances:
+        if hinders:
+            return Plan(False, reason)
     return Plan(True, "the fork server does the same")
 
 
@@ -76,7 +78,7 @@ class Starts:
         self, environ: Mapping[str, str] = os.environ, engine: str = protocol.ENGINE_MODULE
     ) -> None:
         self._environ = environ
-        self._command = (sys.executable, "-m", engine)
+        self._engine = engine
 
     @contextlib.contextmanager
     def started(
@@ -101,11 +103,18 @@ class Starts:
     def plan(
         self, launch: launching.Launch, mode: start_modes.Mode | None, *, fresh_directory: bool
     ) -> Plan:
-        """Decide how to start a job; ``mode`` is what the job itself says."""
+        """Decide how to start a job; ``mode`` is what the job itself says. Raises LaunchError."""
+        python = launch.argv[0]
+        is_default = launch.argv[1:] == ("-m", self._engine) and Path(python).is_absolute()
+        can_be_warm = True
+        if is_default and python != sys.executable:
+            found = interpreters.examine(python, self._engine, launch.environment)
+            can_be_warm = found.can_be_warm
         return plan_start(
             mode=mode or self._mode,
             served=self._directory is not None,
-            is_default_command=launch.argv == self._command,
+            is_default_command=is_default,
+            can_be_warm=can_be_warm,
             has_settings_file=(
                 not fresh_directory and fingerprint.has_settings_file(launch.directory)
             ),
@@ -120,7 +129,7 @@ class Starts:
         One is asked for then. Raises LaunchError.
         """
         assert self._directory is not None
-        name = fingerprint.of(launch.environment)
+        name = fingerprint.of(launch.environment, launch.argv[0])
         server = self._directory / f"{name}{SERVER_SUFFIX}"
         insists = (mode or self._mode) == "warm"
         deadline = time.monotonic() + (PATIENCE_SECONDS if insists else 0.0)
@@ -131,7 +140,7 @@ class Starts:
             except warm_process.NotServedError as error:
                 if not asked:
                     logger.debug("No fork server for job %s: %s", launch.job_id, error)
-                    self._ask_for(name, launch.environment, urgent=insists)
+                    self._ask_for(name, launch, urgent=insists)
                     asked = True
             if time.monotonic() >= deadline:
                 break
@@ -149,11 +158,16 @@ class Starts:
         said = self._environ.get(DIRECTORY_VARIABLE)
         return Path(said) if said and sys.platform == "linux" else None
 
-    def _ask_for(self, name: str, environment: Mapping[str, str], *, urgent: bool) -> None:
+    def _ask_for(self, name: str, launch: launching.Launch, *, urgent: bool) -> None:
         assert self._directory is not None
-        settings = fingerprint.settings_of(environment)
+        request = {
+            "name": name,
+            "python": launch.argv[0],
+            "settings": fingerprint.settings_of(launch.environment),
+            "urgent": urgent,
+        }
         with (
             contextlib.suppress(OSError),
             wire.connect(self._directory / NURSERY, REQUEST_SECONDS) as connection,
         ):
-            wire.send(connection, {"name": name, "settings": settings, "urgent": urgent})
+            wire.send(connection, request)

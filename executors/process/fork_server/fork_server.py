@@ -308,7 +308,7 @@ def main(arguments: list[str]) -> None:
     own_marks = job_marks.WritableMarks()
     # Whoever started this may have blocked them all.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # of Python 3.11
         sys.path[0] = os.getcwd()  # noqa: PTH109 - in place of this program's directory
     if engine != GUARD_ONLY:
         try:

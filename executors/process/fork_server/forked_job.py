@@ -93,7 +93,7 @@ def reset_modules(engine: str) -> None:
     """Forget the server's own modules and what imported ones remember of the process."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "executors"]:
         del sys.modules[name]
-    if not sys.flags.safe_path:
+    if not getattr(sys.flags, "safe_path", False):  # of Python 3.11
         sys.path[0] = os.getcwd()  # noqa: PTH109 - as the interpreter has it
     importlib.invalidate_caches()
     sys.argv[:] = ["-m"]

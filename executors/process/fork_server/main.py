@@ -1,5 +1,7 @@
 """Starts the fork server, run by path; its arguments are those of ``fork_server.main``.
 
+With ``sweep`` and ids of jobs it kills what is left of them, for a fork server that cannot.
+
 A job must find no module that it has not imported itself, so the packages are made here without
 what they import otherwise: the worker's modules, Pydantic, psutil.
 """
@@ -23,6 +25,9 @@ def make_packages() -> None:
 
 if __name__ == "__main__":
     make_packages()
-    from executors.process.fork_server import fork_server
+    from executors.process.fork_server import fork_server, sweeping
 
-    fork_server.main(sys.argv[1:])
+    if sys.argv[1] == sweeping.SWEEP:
+        sweeping.sweep(sys.argv[2:])
+    else:
+        fork_server.main(sys.argv[1:])

@@ -43,9 +43,9 @@ def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if is_setting(name)}
 
 
-def of(environment: Mapping[str, str]) -> str:
-    """A short name of the settings in an environment and in Prefect's profiles as they are now."""
-    parts = [sorted(settings_of(environment).items()), _stamp(_profiles(environment))]
+def of(environment: Mapping[str, str], python: str) -> str:
+    """A short name of an interpreter, and the settings in an environment and Prefect's profiles."""
+    parts = [python, sorted(settings_of(environment).items()), _stamp(_profiles(environment))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_CHARACTERS]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import shutil
@@ -22,12 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from executors import base
+from executors import base, errors
+from executors.process import interpreters, starting
 from executors.process import launch as launching
-from executors.process import starting
 from executors.process.cleanup import job_marks
 from executors.process.engine_control import protocol
-from executors.process.fork_server import fork_server, wire
+from executors.process.fork_server import fork_server, sweeping, wire
 from executors.process.warm import fingerprint, generations
 
 PROGRAM = Path(fork_server.__file__).with_name("main.py")
@@ -53,6 +54,7 @@ class ForkServerKeeper:
         directory: Path,
         environment: Mapping[str, str],
         *,
+        python: str = sys.executable,
         engine: str = protocol.ENGINE_MODULE,
         preload: tuple[str, ...] = (),
         guard_only: bool = False,
@@ -61,7 +63,8 @@ class ForkServerKeeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
-        self._environment = dict(environment)
+        self._python = python
+        self._environment = interpreters.activated(environment, python)
         self._engine = fork_server.GUARD_ONLY if guard_only else engine
         self._preload = preload
         self._limits = limits
@@ -70,8 +73,7 @@ class ForkServerKeeper:
         self._retired: list[subprocess.Popen[bytes]] = []
         self._requests: dict[str, int] = {}
         self._default = ""
-        self._packages = generations.packages_stamp()
-        self._packages_seen = clock()
+        self._stamps: dict[str, tuple[float, int]] = {}
         self._closing = False
         self._listener = wire.listen(directory / starting.NURSERY)
         self._woken, self._waker = socket.socketpair()
@@ -141,34 +143,47 @@ class ForkServerKeeper:
                     received += data
             message = wire.decode(received)
             if message is not None:
-                self.ask_for(message["name"], message["settings"], urgent=message["urgent"])
+                breed = self._breed(message["name"], message["python"], message["settings"])
+                self.ask_for(breed, urgent=message["urgent"])
 
-    def ask_for(self, name: str, settings: Mapping[str, str], *, urgent: bool) -> None:
+    def _breed(self, name: str, python: str, settings: Mapping[str, str]) -> generations.Breed:
+        packages = generations.own_packages()
+        if python != sys.executable:
+            try:
+                packages = interpreters.examine(python, self._engine, settings).packages
+            except errors.LaunchError as error:
+                logger.warning("No flow run can be started warm there: %s", error)
+                packages = ()
+        return generations.Breed(name, python, dict(settings), packages)
+
+    def ask_for(self, breed: generations.Breed, *, urgent: bool) -> None:
         """Start a fork server for these settings, if they seem worth it."""
+        name = breed.name
         if name in self._breeds or self._engine == fork_server.GUARD_ONLY:
             return
-        if name == fingerprint.of(self._environment):
+        if name == fingerprint.of(self._environment, self._python):
             self._keep_default()
             return
         self._requests[name] = self._requests.get(name, 0) + 1
         if urgent or self._requests[name] >= self._limits.requests:
             del self._requests[name]
             self._make_room()
-            self._breeds[name] = generations.Breed(name, dict(settings))
+            self._breeds[name] = breed
         elif len(self._requests) > REMEMBERED_REQUESTS:
             del self._requests[next(iter(self._requests))]
 
     def _keep_default(self) -> None:
         """Have a fork server for the plain runs of this worker, also when a profile has changed."""
-        name = fingerprint.of(self._environment)
+        name = fingerprint.of(self._environment, self._python)
         if name == self._default:
             return
         if self._default in self._breeds:
             self._dissolve(self._breeds[self._default])
         self._default = name
-        breed = self._breeds.setdefault(
-            name, generations.Breed(name, fingerprint.settings_of(self._environment))
-        )
+        if name not in self._breeds:
+            settings = fingerprint.settings_of(self._environment)
+            self._breeds[name] = self._breed(name, self._python, settings)
+        breed = self._breeds[name]
         if breed.current is None and breed.successor is None:
             breed.successor = self._start(breed)
         guard = self._directory / f"{starting.GUARD}.new"
@@ -190,6 +205,7 @@ class ForkServerKeeper:
 
     def _dissolve(self, breed: generations.Breed) -> None:
         del self._breeds[breed.name]
+        self._stamps.pop(breed.name, None)
         self._socket(breed).unlink(missing_ok=True)
         for server in (breed.current, breed.successor):
             if server is not None:
@@ -220,7 +236,7 @@ class ForkServerKeeper:
             breed.current,
             now=now,
             size=generations.resident_bytes(breed.current.process.pid),
-            packages=self._current_packages(now),
+            packages=self._current_packages(breed, now),
             limits=self._limits,
         )
         if reason:
@@ -264,13 +280,19 @@ class ForkServerKeeper:
             ",".join(self._preload),
         ]
         process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
+            [breed.python, str(PROGRAM), *arguments],
             cwd=self._directory,
-            env={**plain, **breed.settings, **job_marks.placeholders()},
+            env={
+                **plain,
+                **breed.settings,
+                sweeping.WORKER_PYTHON_VARIABLE: sys.executable,
+                **job_marks.placeholders(),
+            },
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        return generations.Server(process, self._clock(), packages=self._packages)
+        stamp = generations.packages_stamp(breed.packages)
+        return generations.Server(process, self._clock(), packages=stamp)
 
     def _is_ready(self, breed: generations.Breed, server: generations.Server) -> bool:
         try:
@@ -282,10 +304,12 @@ class ForkServerKeeper:
     def _socket(self, breed: generations.Breed) -> Path:
         return self._directory / f"{breed.name}{starting.SERVER_SUFFIX}"
 
-    def _current_packages(self, now: float) -> int:
-        if now - self._packages_seen >= self._limits.packages_every:
-            self._packages, self._packages_seen = generations.packages_stamp(), now
-        return self._packages
+    def _current_packages(self, breed: generations.Breed, now: float) -> int:
+        seen, stamp = self._stamps.get(breed.name, (-math.inf, 0))
+        if now - seen >= self._limits.packages_every:
+            seen, stamp = now, generations.packages_stamp(breed.packages)
+            self._stamps[breed.name] = (seen, stamp)
+        return stamp
 
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -300,6 +324,8 @@ def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:
 @contextlib.contextmanager
 def serving(options: base.NodeOptions, **changes: Any) -> Iterator[None]:
     """Keep fork servers for this process and the pool children that it forks from now on."""
+    if options.python:
+        os.environ[interpreters.PYTHON_SETTING] = options.python
     if sys.platform != "linux" or is_served():
         yield
         return
@@ -310,6 +336,7 @@ def serving(options: base.NodeOptions, **changes: Any) -> Iterator[None]:
         with ForkServerKeeper(
             directory,
             plain_environment(os.environ),
+            python=interpreters.path_of(options.python),
             preload=options.preload,
             guard_only=options.start == "cold",
             eager=options.eager,

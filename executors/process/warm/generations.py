@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,10 +39,15 @@ class Server:
 
 @dataclass
 class Breed:
-    """The fork servers, one after another, for one fingerprint."""
+    """The fork servers, one after another, for one fingerprint.
+
+    ``packages`` is where what the interpreter imports is installed.
+    """
 
     name: str
+    python: str
     settings: Mapping[str, str]
+    packages: tuple[str, ...]
     current: Server | None = None
     successor: Server | None = None
     quick_deaths: int = 0
@@ -62,12 +67,17 @@ def reason_to_replace(
     return None
 
 
-def packages_stamp() -> int:
-    """Changes whenever a package is installed into or removed from this Python."""
+def own_packages() -> tuple[str, ...]:
+    """Where the packages of this very interpreter are."""
+    return tuple(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+
+
+def packages_stamp(packages: Iterable[str]) -> int:
+    """Changes whenever a package is installed into or removed from these directories."""
     stamps = []
-    for name in ("purelib", "platlib"):
+    for path in packages:
         with contextlib.suppress(OSError):
-            stamps.append(Path(sysconfig.get_path(name)).stat().st_mtime_ns)
+            stamps.append(Path(path).stat().st_mtime_ns)
     return max(stamps, default=0)
 
 

@@ -29,6 +29,7 @@ PLAIN = {
     "mode": "auto",
     "served": True,
     "is_default_command": True,
+    "can_be_warm": True,
     "has_settings_file": False,
     "has_relative_path": False,
 }
@@ -47,6 +48,7 @@ PLAIN = {
         ({"mode": "warm", "served": False}, False),
         ({"is_default_command": False}, False),
         ({"mode": "warm", "is_default_command": False}, False),
+        ({"can_be_warm": False}, False),
         ({"has_settings_file": True}, False),
         ({"has_relative_path": True}, False),
     ],
@@ -126,13 +128,19 @@ def test_what_the_job_says_outweighs_the_workers_setting(
     ["PREFECT_LOGGING_LEVEL", "PYTHONPATH", "LD_PRELOAD", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV"],
 )
 def test_another_setting_is_another_fingerprint(name: str) -> None:
-    assert fingerprint.of({name: "1"}) != fingerprint.of({name: "2"})
-    assert fingerprint.of({name: "1"}) != fingerprint.of({})
+    assert fingerprint.of({name: "1"}, sys.executable) != fingerprint.of(
+        {name: "2"}, sys.executable
+    )
+    assert fingerprint.of({name: "1"}, sys.executable) != fingerprint.of({}, sys.executable)
 
 
 @pytest.mark.parametrize("name", ["PREFECT__FLOW_RUN_ID", "DISPATCHER_JOB_ID", "DATABASE", "TZ"])
 def test_what_a_job_sees_its_own_value_of_is_in_no_fingerprint(name: str) -> None:
-    assert fingerprint.of({name: "1"}) == fingerprint.of({name: "2"}) == fingerprint.of({})
+    assert (
+        fingerprint.of({name: "1"}, sys.executable)
+        == fingerprint.of({name: "2"}, sys.executable)
+        == fingerprint.of({}, sys.executable)
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,10 +157,10 @@ def test_a_changed_profile_is_another_fingerprint(
     environment = {variable: value.format(tmp_path)}
     profiles = tmp_path / file
     profiles.parent.mkdir(exist_ok=True)
-    seen = {fingerprint.of(environment)}
+    seen = {fingerprint.of(environment, sys.executable)}
     for text in ("one", "three"):
         profiles.write_text(text)
-        seen.add(fingerprint.of(environment))
+        seen.add(fingerprint.of(environment, sys.executable))
 
     assert len(seen) == 3
 
@@ -188,7 +196,7 @@ def test_other_settings_get_a_fork_server_of_their_own(tmp_path: Path) -> None:
 
 def test_a_single_run_with_settings_of_its_own_starts_no_fork_server(tmp_path: Path) -> None:
     launch = a_launch(tmp_path, DEFAULT, TEST_COMMAND="true", PREFECT_LOGGING_LEVEL="DEBUG")
-    name = fingerprint.of(launch.environment)
+    name = fingerprint.of(launch.environment, sys.executable)
     with warm.servers() as servers:
         starts = servers.starts("auto")
 

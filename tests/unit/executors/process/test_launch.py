@@ -58,30 +58,26 @@ def test_the_dispatchers_own_variables_stay_behind() -> None:
         "HOME": "/home/user",
     }
 
-    assert launching.job_environment(ProcessJobConfiguration(), inherited, {}) == {
-        "HOME": "/home/user"
-    }
+    assert launching.job_environment(ProcessJobConfiguration(), inherited) == {"HOME": "/home/user"}
 
 
-def test_what_the_job_sets_wins_over_what_is_inherited_and_the_launchs_own_over_both() -> None:
+def test_what_the_job_sets_wins_over_what_is_inherited() -> None:
     configuration = ProcessJobConfiguration(env={"A": "job", "B": "job", "C": "job"})
 
-    environment = launching.job_environment(configuration, {"A": "outer", "D": "outer"}, {"C": "x"})
+    environment = launching.job_environment(configuration, {"A": "outer", "D": "outer"})
 
-    assert environment == {"A": "job", "B": "job", "C": "x", "D": "outer"}
+    assert environment == {"A": "job", "B": "job", "C": "job", "D": "outer"}
 
 
 def test_a_variable_that_is_set_to_null_is_not_inherited() -> None:
     configuration = ProcessJobConfiguration(env={"GONE": None})
 
-    assert launching.job_environment(configuration, {"GONE": "outer", "HERE": "1"}, {}) == {
-        "HERE": "1"
-    }
+    assert launching.job_environment(configuration, {"GONE": "outer", "HERE": "1"}) == {"HERE": "1"}
 
 
 def test_a_job_may_set_a_variable_that_the_dispatcher_would_not_pass_on() -> None:
     configuration = ProcessJobConfiguration(env={"CELERY_BROKER_URL": "the flow's own"})
 
-    environment = launching.job_environment(configuration, {"CELERY_BROKER_URL": "ours"}, {})
+    environment = launching.job_environment(configuration, {"CELERY_BROKER_URL": "ours"})
 
     assert environment == {"CELERY_BROKER_URL": "the flow's own"}
