@@ -25,13 +25,15 @@ class ExecutorResult:
     ``identifier`` is the infrastructure pid, ``status_code`` the job's exit status (negative for
     a signal). ``reported_state`` is the state type in which the engine itself said it left the
     run; ``None`` where it did not say, so that the run has to be read. ``explanation`` is a
-    sentence for the user on what the status code usually means.
+    sentence for the user on what the status code usually means, ``last_lines`` what the job has
+    printed last, where its exit code tells how its run ended.
     """
 
     identifier: str
     status_code: int
     reported_state: schemas.StateType | None = None
     explanation: str | None = None
+    last_lines: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
-from executors import attribution, errors, templates
+from executors import attribution, errors, exit_reports, templates
 
 if TYPE_CHECKING:
     from dispatcher.prefect_api import schemas
@@ -75,6 +75,7 @@ class BaseJobConfiguration(BaseModel):
 
     _related_objects: dict[str, Any] = PrivateAttr(default_factory=dict)
     _unset_env: frozenset[str] = PrivateAttr(default=frozenset())
+    _reports_exit_code: bool = PrivateAttr(default=False)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         return [("name", self.name)]
@@ -116,8 +117,14 @@ class BaseJobConfiguration(BaseModel):
         except pydantic.ValidationError as error:
             # Without the cause: it holds the refused values, and they may be secrets.
             raise errors.ConfigurationError(_describe(error)) from None
+        made._reports_exit_code = exit_reports.parse(values.get(exit_reports.REPORT_VARIABLE))
         made.take_variables(values)
         return made
+
+    @property
+    def reports_exit_code(self) -> bool:
+        """Whether the job's exit code tells how its run ended, as there is no engine to do so."""
+        return self._reports_exit_code
 
     def take_variables(self, values: Mapping[str, Any]) -> None:
         """Take job variables that are no part of a template; here there are none.

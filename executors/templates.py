@@ -237,17 +237,21 @@ def _json_leaf(leaf: Any) -> Any:
 
 
 def _get_path(values: Any, path: str) -> Any:
-    """Follow ``a.b[0].c``; a part that is a number is an index, never a key."""
+    """Follow ``a.b[0].c``; a part that is a number is an index where no key is written so.
+
+    So does Prefect from 3.9 on; those before found no such key at all.
+    """
     found = values
     for part in path.replace("[", ".").replace("]", "").split("."):
         try:
-            found = found[_key_or_index(part)]
+            is_key = isinstance(found, Mapping) and part in found
+            found = found[part if is_key else _index_or_key(part)]
         except (TypeError, LookupError):
             return MISSING
     return found
 
 
-def _key_or_index(part: str) -> str | int:
+def _index_or_key(part: str) -> str | int:
     try:
         return int(part)
     except ValueError:

@@ -179,6 +179,16 @@ class Run:
         assert state.timestamp is not None
         return state.timestamp.timestamp()
 
+    def log_messages(self) -> list[str]:
+        """What is in the log on its page, the oldest first."""
+        body = {
+            "logs": {"flow_run_id": {"any_": [str(self.id)]}},
+            "sort": "TIMESTAMP_ASC",
+            "limit": 200,
+        }
+        rows: list[Any] = self.objects.client.transport.request("POST", "/logs/filter", json=body)
+        return [str(row["message"]) for row in rows]
+
     def lines(self) -> list[str]:
         """What its flow has written into the report."""
         return self.report.read_text().splitlines() if self.report.exists() else []

@@ -211,6 +211,8 @@ class Execution:
         def note_started(identifier: str) -> None:
             logger.info("Flow run '%s' submitted to infrastructure '%s'", run.name, identifier)
             self._note_started(run, prepared, identifier)
+            if prepared.reports_exit_code and not (run.state and run.state.is_running):
+                self._begin(run)
             logger.info("Completed submission of flow run '%s'", run.id)
 
         logger.info("Worker '%s' submitting flow run '%s'", self._worker_name, run.id)
@@ -232,6 +234,8 @@ class Execution:
             reported=result.reported_state,
             stopped=job.stop_reason,
             explanation=result.explanation,
+            by_exit_code=prepared.reports_exit_code,
+            last_lines=result.last_lines,
             may_restart=self._reschedule_on_shutdown or prepared.infra_retries is not None,
         )
 
@@ -266,6 +270,17 @@ class Execution:
         except errors.ApiError as error:
             # The run goes on: its holder stops it by other means than the pid on the run.
             logger.warning("flow run %s: infrastructure pid not noted: %s", run.id, error)
+
+    def _begin(self, run: schemas.FlowRun) -> None:
+        """Say that a run without an engine has begun. Raises ExecutorError if it may not."""
+        try:
+            refusal = self._reporter.begin(run.id)
+        except errors.ApiError as error:
+            # Its end is told all the same.
+            logger.warning("flow run %s: not told that it is Running: %s", run.id, error)
+            return
+        if refusal is not None:
+            raise executor_errors.ExecutorError(f"Prefect does not let it run: {refusal}")
 
 
 def _is_ours(keeper: lease_keeper.LeaseKeeper, job: jobs.Job) -> bool:

@@ -31,7 +31,9 @@ class Ending:
     ``reported`` is the state type in which the engine said it left the run, ``stopped`` why the
     task stopped the job itself, ``explanation`` a sentence on what the status code means, and
     ``may_restart`` whether a flow that has begun may be started again. ``attempt`` counts the
-    starts so far; a run whose start failed more than ``retries`` times is given up.
+    starts so far; a run whose start failed more than ``retries`` times is given up. Where
+    ``by_exit_code``, there is no engine: the status code says how the run ended, and
+    ``last_lines`` is what the job has printed last.
     """
 
     status_code: int
@@ -41,6 +43,8 @@ class Ending:
     may_restart: bool = False
     attempt: int = 0
     retries: int = 0
+    by_exit_code: bool = False
+    last_lines: str = ""
 
 
 Outcome = Report | Ending
@@ -93,7 +97,7 @@ def needs_state(ending: Ending) -> bool:
     """Whether the run has to be read before its end can be reported."""
     if ending.stopped is StopReason.LOST or ending.reported in schemas.TERMINAL_STATES:
         return False
-    return ending.stopped is not None or ending.status_code == 0
+    return ending.by_exit_code or ending.stopped is not None or ending.status_code == 0
 
 
 def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
@@ -114,14 +118,7 @@ def plan_report(ending: Ending, run: schemas.FlowRun | None) -> Verdict:
         )
     if ending.stopped in _LOSSES and run is not None:
         return _lost(ending, run)
-    if ending.status_code != 0:
-        detail = f" {ending.explanation}" if ending.explanation else ""
-        return Report(
-            StateType.CRASHED,
-            "Flow run infrastructure exited with non-zero status code "
-            f"{ending.status_code}.{detail}",
-        )
-    return _unfinished(run)
+    return _ended_by_itself(ending, run)
 
 
 def _lost(ending: Ending, run: schemas.FlowRun) -> Verdict:
@@ -134,6 +131,28 @@ def _lost(ending: Ending, run: schemas.FlowRun) -> Verdict:
         opted_in=ending.may_restart,
         loss=_LOSSES[ending.stopped],
     )
+
+
+def _ended_by_itself(ending: Ending, run: schemas.FlowRun | None) -> Report | None:
+    if ending.by_exit_code and ending.status_code >= 0:
+        has_ended = run is not None and run.state is not None and run.state.is_terminal
+        return None if has_ended else _exited(ending)
+    if ending.status_code == 0:
+        return _unfinished(run)
+    detail = f" {ending.explanation}" if ending.explanation else ""
+    return Report(
+        StateType.CRASHED,
+        f"Flow run infrastructure exited with non-zero status code {ending.status_code}.{detail}",
+    )
+
+
+def _exited(ending: Ending) -> Report:
+    if ending.status_code == 0:
+        return Report(StateType.COMPLETED, "The job's command ended with exit code 0.")
+    explanation = f" {ending.explanation}" if ending.explanation else ""
+    output = f" Its last lines:\n{ending.last_lines}" if ending.last_lines else ""
+    said = f"The job's command ended with exit code {ending.status_code}.{explanation}{output}"
+    return Report(StateType.FAILED, said)
 
 
 def _stopped(ending: Ending, state: schemas.State | None) -> Report:

@@ -33,6 +33,11 @@ class Prepared:
     labels: dict[str, str]
     infra_retries: int | None
 
+    @property
+    def reports_exit_code(self) -> bool:
+        """Whether the job's exit code tells how its run ended."""
+        return bool(self.configuration.reports_exit_code)
+
     def find(self, run: schemas.FlowRun) -> str | None:
         """Find the run's job that has outlived its worker; as ``find_infrastructure`` does."""
         return self.executor.find_infrastructure(run, self.configuration)

@@ -60,6 +60,17 @@ class Reporter:
         state = run.state.type if run and run.state else outcome.reported
         return str(state or outcome.stopped or "finished")
 
+    def begin(self, flow_run_id: UUID) -> str | None:
+        """Propose Running for a run; return why not if the server refuses it."""
+        proposal = schemas.StateProposal(type=schemas.StateType.RUNNING)
+        try:
+            result = self._api.set_flow_run_state(flow_run_id, proposal)
+        except errors.ObjectNotFound:
+            return "it was deleted"
+        if result.status is schemas.OrchestrationStatus.ACCEPT:
+            return None
+        return result.reason or str(result.status)
+
     def carry_out(
         self,
         flow_run_id: UUID,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import docker
 from docker.models.containers import Container
 
 from dispatcher.prefect_api import schemas
-from executors import base, errors
+from executors import base, errors, exit_reports
 from executors.docker import configuration as configurations
 from executors.docker import containers, engine, images, watching
 
@@ -168,7 +169,10 @@ class DockerExecutor(base.BaseExecutor):
         def measure() -> None:
             self._memory[identifier] = watching.memory_used(client, str(container.id))
 
-        with watching.streaming(container, enabled=configuration.stream_output, tail=tail):
+        lines = exit_reports.Lines() if configuration.reports_exit_code else None
+        with watching.streaming(
+            container, lines or sys.stdout, enabled=configuration.stream_output, tail=tail
+        ):
             try:
                 started(identifier)
                 end = watching.follow(
@@ -183,7 +187,14 @@ class DockerExecutor(base.BaseExecutor):
             finally:
                 self._released.discard(identifier)
                 self._memory.pop(identifier, None)
-        return base.ExecutorResult(identifier, end.status_code, explanation=end.explanation)
+        if lines is None:
+            return base.ExecutorResult(identifier, end.status_code, explanation=end.explanation)
+        return base.ExecutorResult(
+            identifier,
+            end.status_code,
+            explanation=exit_reports.explanation(end.status_code, end.explanation),
+            last_lines=lines.last(),
+        )
 
 
 @contextlib.contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TextIO
+from typing import Literal, Protocol
 
 import docker
 import requests
@@ -30,6 +30,17 @@ KILLED = 137
 LOST = -1
 
 Tail = Literal["all"] | int
+
+
+class Target(Protocol):
+    """Where output is written to."""
+
+    def write(self, text: str, /) -> object:
+        """Write a part of it."""
+
+    def flush(self) -> object:
+        """Have it seen."""
+
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +138,10 @@ def _out_of_memory(container: Container) -> str:
 
 
 @contextlib.contextmanager
-def streaming(container: Container, *, enabled: bool, tail: Tail = "all") -> Iterator[None]:
-    """Print what a container prints for as long as the block lasts.
+def streaming(
+    container: Container, target: Target, *, enabled: bool, tail: Tail = "all"
+) -> Iterator[None]:
+    """Write what a container prints for as long as the block lasts.
 
     ``tail`` is how many lines of what it has printed before come first.
     """
@@ -136,7 +149,10 @@ def streaming(container: Container, *, enabled: bool, tail: Tail = "all") -> Ite
         yield
         return
     thread = threading.Thread(
-        target=_copy, args=(container, sys.stdout, tail), name="container-output", daemon=True
+        target=contextvars.copy_context().run,
+        args=(_copy, container, target, tail),
+        name="container-output",
+        daemon=True,
     )
     thread.start()
     try:
@@ -145,7 +161,7 @@ def streaming(container: Container, *, enabled: bool, tail: Tail = "all") -> Ite
         thread.join(OUTPUT_SECONDS)
 
 
-def _copy(container: Container, target: TextIO, tail: Tail) -> None:
+def _copy(container: Container, target: Target, tail: Tail) -> None:
     try:
         for chunk in container.logs(stream=True, follow=True, tail=tail):
             target.write(chunk.decode(errors="replace"))

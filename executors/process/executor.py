@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dispatcher.prefect_api import schemas
-from executors import base, errors
+from executors import base, errors, exit_reports
 from executors.process import configuration as configurations
 from executors.process import exit_codes, interpreters, job_directory, jobs, start_modes, starting
 from executors.process import launch as launching
@@ -61,7 +61,8 @@ class ProcessExecutor(base.BaseExecutor):
         cold. After a stop, too, this returns normally; an engine that was cancelled reports no
         state, so that the run has to be read. Raises LaunchError if the job could not be started.
         """
-        result = self._execute(configuration, started, configuration.start)
+        mode = "cold" if configuration.reports_exit_code else configuration.start
+        result = self._execute(configuration, started, mode)
         if result is None:
             logger.warning("A fork server died under a job that had not begun: it is started cold")
             result = self._execute(configuration, started, "cold")
@@ -78,12 +79,18 @@ class ProcessExecutor(base.BaseExecutor):
         with job_directory.working_directory(configuration.working_dir) as path:
             connection = open_control()
             with connection, self._job(configuration, path, connection, mode) as (identifier, job):
-                started(identifier)
-                status = job.wait()
-                explanation = job.explain_excess() or exit_codes.explain(status)
+                with exit_reports.following(job.output) as output:
+                    started(identifier)
+                    status = job.wait()
+                explanation = exit_codes.explain(status)
+                if configuration.reports_exit_code:
+                    explanation = exit_reports.explanation(status, explanation)
+                explanation = job.explain_excess() or explanation
         if job.is_to_be_replaced:
             return None
-        return base.ExecutorResult(identifier, status, connection.reported_state, explanation)
+        return base.ExecutorResult(
+            identifier, status, connection.reported_state, explanation, output.last()
+        )
 
     @classmethod
     @contextlib.contextmanager
@@ -206,6 +213,7 @@ def build_launch(
         environment=interpreters.activated(environment, configuration.python) | added,
         stream_output=configuration.stream_output,
         kills_escaped=configuration.kills_escaped,
+        captures_output=configuration.reports_exit_code and configuration.stream_output,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import psutil
 
@@ -31,6 +31,8 @@ class Process(Protocol):
     pid: int
     lost: bool
     """Whether it ended only because what had started it died."""
+    output: IO[bytes] | None
+    """What it prints, if that is captured."""
 
     def wait(self) -> int:
         """Wait for the end without reaping; the exit status, negative for a signal."""
@@ -54,6 +56,7 @@ class Job:
         kill_seconds: float = KILL_SECONDS,
     ) -> None:
         self.pid = process.pid
+        self.output = process.output
         self._job_id = launch.job_id
         self._is_engine = launch.is_engine
         self._kills_escaped = launch.kills_escaped

@@ -25,7 +25,8 @@ class Launch:
     """One start of one job. The environment may hold secrets and is in no repr.
 
     ``kills_escaped`` has what the flow moved out of its process group end with it, however it ends.
-    ``cgroup`` is the control group that the job joins before it begins.
+    ``cgroup`` is the control group that the job joins before it begins. Captured output is the
+    launcher's to read.
     """
 
     job_id: str
@@ -35,6 +36,7 @@ class Launch:
     stream_output: bool = True
     kills_escaped: bool = False
     cgroup: Path | None = None
+    captures_output: bool = False
 
     @property
     def is_engine(self) -> bool:

@@ -20,6 +20,7 @@ class ColdProcess:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self.pid = popen.pid
+        self.output = popen.stdout
         self._popen = popen
 
     def wait(self) -> int:
@@ -46,6 +47,8 @@ def start(launch: launching.Launch) -> ColdProcess:
     """
     launching.check_startable(launch)
     output = None if launch.stream_output else subprocess.DEVNULL
+    if launch.captures_output:
+        output = subprocess.PIPE
     try:
         popen = subprocess.Popen(
             [
@@ -58,7 +61,7 @@ def start(launch: launching.Launch) -> ColdProcess:
             env=launch.environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=output,
+            stderr=subprocess.STDOUT if launch.captures_output else output,
             start_new_session=True,
         )
     except (OSError, ValueError) as error:

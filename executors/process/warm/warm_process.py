@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from executors import errors
 from executors.process import launch as launching
@@ -24,6 +24,8 @@ class NotServedError(Exception):
 
 class WarmProcess:
     """A forked process. Whoever waits for it must reap it, once."""
+
+    output: IO[bytes] | None = None
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid

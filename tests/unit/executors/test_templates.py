@@ -209,10 +209,13 @@ def test_in_a_longer_text_such_a_value_stays_too_where_prefect_has_no_order() ->
     assert ours("{{ x }}-{{ t }}", values) == "1-{{ x }}"
 
 
-def test_a_number_in_a_path_never_names_a_key(prefect: ModuleType) -> None:
-    values = {"a": {"0": "unreachable"}}
-    assert ours("{{ a.0 }}", values) is MISSING
-    assert theirs(prefect, "{{ a.0 }}", values) is MISSING
+def test_a_number_in_a_path_names_a_key_that_is_written_so_or_an_index(
+    prefect: ModuleType,
+) -> None:
+    for template, expected in (("{{ a.0 }}", "key"), ("{{ b.0 }}", "item")):
+        values = {"a": {"0": "key"}, "b": ["item"]}
+        assert ours(template, values) == theirs(prefect, template, values) == expected
+    assert ours("{{ a.1 }}", {"a": {"0": "key"}}) is MISSING
 
 
 @pytest.mark.parametrize("leaf", [(1,), {1}, b"x", object()], ids=["tuple", "set", "bytes", "any"])

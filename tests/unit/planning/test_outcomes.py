@@ -331,3 +331,44 @@ def test_a_cancelled_run_says_that_its_job_was_stopped_only_if_it_was(
     report = planning.plan_report(ending, values.run_in(values.CANCELLING))
     assert isinstance(report, planning.Report)
     assert words in report.message
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "words"),
+    [
+        (0, S.COMPLETED, "ended with exit code 0."),
+        (3, S.FAILED, "ended with exit code 3. Its last lines:\nno such table"),
+        (-9, S.CRASHED, "non-zero status code -9"),
+    ],
+)
+@pytest.mark.parametrize("now", [values.PENDING, values.RUNNING])
+def test_without_an_engine_the_exit_code_tells_the_end(
+    code: int, state: S, words: str, now: schemas.State
+) -> None:
+    ending = planning.Ending(code, by_exit_code=True, last_lines="no such table" if code else "")
+    assert planning.needs_state(ending)
+    verdict = planning.plan_report(ending, values.run_in(now))
+    assert isinstance(verdict, planning.Report)
+    assert verdict.state is state
+    assert words in verdict.message
+    assert planning.outcome_from_text(planning.outcome_to_text(ending)) == ending
+
+
+def test_an_exit_code_that_is_explained_is_told_with_that() -> None:
+    ending = planning.Ending(127, by_exit_code=True, explanation="It was not found.")
+    verdict = planning.plan_report(ending, None)
+    assert verdict == planning.Report(
+        S.FAILED, "The job's command ended with exit code 127. It was not found."
+    )
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_exit_code_undoes_no_end_that_is_there_already(code: int) -> None:
+    ending = planning.Ending(code, by_exit_code=True)
+    assert planning.plan_report(ending, values.run_in(values.COMPLETED)) is None
+
+
+def test_a_cancelled_command_is_cancelled_whatever_its_exit_code() -> None:
+    ending = planning.Ending(0, by_exit_code=True, stopped=Stop.CANCEL)
+    verdict = planning.plan_report(ending, values.run_in(values.CANCELLING))
+    assert verdict == planning.CANCELLED

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -16,6 +17,8 @@ class Immortal:
     """A process that SIGKILL does not end, as one that hangs in the kernel."""
 
     lost = False
+
+    output: IO[bytes] | None = None
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
