@@ -17,6 +17,7 @@ import dispatcher
 from dispatcher import errors
 
 COMMANDS = {
+    "config": "Show every setting and where it comes from.",
     "demo": "Run a dozen sample flows on a stack of its own and show what happens.",
     "drain": "Have workers take no new runs, and wait until theirs have ended.",
     "health": "Check the worker or beat of this host, for a container's health check.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import urllib.request
 
 import httpx
@@ -12,7 +13,7 @@ KEEPALIVE_SECONDS = 4.0
 MAX_CONNECTIONS = 100  # of one process; no more requests than that are sent at once
 
 
-def new_sockets(url: httpx.URL) -> httpx.BaseTransport:
+def new_sockets(url: httpx.URL, *, tls: ssl.SSLContext | None, http2: bool) -> httpx.BaseTransport:
     """A pool of connections, through the proxy that the environment names for the address.
 
     Without the library's client on top: what that adds to each request, such as cookies and
@@ -27,4 +28,6 @@ def new_sockets(url: httpx.URL) -> httpx.BaseTransport:
         max_keepalive_connections=MAX_CONNECTIONS,
         keepalive_expiry=KEEPALIVE_SECONDS,
     )
-    return httpx.HTTPTransport(limits=limits, proxy=proxy)
+    return httpx.HTTPTransport(
+        verify=tls or httpx.create_ssl_context(), limits=limits, proxy=proxy, http2=http2
+    )

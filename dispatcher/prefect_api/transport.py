@@ -63,7 +63,8 @@ class Transport:
 
     ``api_url`` ends in ``/api`` as ``PREFECT_API_URL`` does. With ``auth_string``
     (``user:password``) requests carry Basic credentials, else with ``api_key`` a Bearer token,
-    else what ``api_url`` holds before its ``@``. ``on_request(method, route)`` is called for each
+    else what ``api_url`` holds before its ``@``. ``tls`` is for https, the system's authorities
+    if ``None``. ``on_request(method, route)`` is called for each
     request sent, repeated ones too; the route is the path with its placeholders unfilled.
 
     Raises:
@@ -79,6 +80,8 @@ class Transport:
         custom_headers: Mapping[str, str] | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retry_policy: retries.RetryPolicy | None = None,
+        tls: ssl.SSLContext | None = None,
+        http2: bool = False,
         httpx_transport: httpx.BaseTransport | None = None,
         on_request: Callable[[str, str], None] = lambda _method, _route: None,
         sleep: Callable[[float], None] = time.sleep,
@@ -94,6 +97,8 @@ class Transport:
         self._timeouts = httpx.Timeout(timeout_seconds).as_dict()
         self._retry_policy = retry_policy or retries.RetryPolicy()
         self._httpx_transport = httpx_transport
+        self._tls = tls
+        self._http2 = http2
         self._on_request = on_request
         self._sleep = sleep
         self._monotonic = monotonic
@@ -145,7 +150,7 @@ class Transport:
         scheme = "wss" if is_secure else "ws"
         return SocketAccess(
             url=f"{self._url.copy_with(scheme=scheme)}{route}",
-            tls=httpx.create_ssl_context() if is_secure else None,
+            tls=(self._tls or httpx.create_ssl_context()) if is_secure else None,
             headers={
                 name: value.strip()
                 for name, value in self._custom_headers.items()
@@ -242,7 +247,9 @@ class Transport:
         pid = os.getpid()
         connection = self._connections.get(pid)
         if connection is None:
-            made = self._httpx_transport or sockets.new_sockets(self._url)
+            made = self._httpx_transport or sockets.new_sockets(
+                self._url, tls=self._tls, http2=self._http2
+            )
             connection = self._connections.setdefault(pid, _Connection(made))
         return connection
 

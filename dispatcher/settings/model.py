@@ -1,8 +1,7 @@
-"""Every setting of the dispatcher, read from the environment.
+"""The settings of one dispatcher.
 
-``DISPATCHER_*`` are its own; ``PREFECT_API_URL``, ``PREFECT_UI_URL``, ``PREFECT_API_KEY``,
-``PREFECT_API_AUTH_STRING`` and ``PREFECT_CLIENT_CUSTOM_HEADERS`` are Prefect's and mean the same.
-All durations are seconds.
+``DISPATCHER_*`` are its own; those whose names begin with ``PREFECT_`` are Prefect's and mean the
+same. All durations are seconds.
 """
 
 from __future__ import annotations
@@ -19,23 +18,15 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SecretStr,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from redis import Redis
 
-from dispatcher import errors
 from dispatcher.ledger import redis_url
 
 ENV_PREFIX = "DISPATCHER_"
-
-# What to say where Pydantic's own words would not tell a user what to do.
-_HINTS = {
-    "DISPATCHER_WORK_POOLS": "name the work pools to serve, comma-separated",
-    "PREFECT_API_URL": "give the API's address, such as http://127.0.0.1:4200/api",
-}
 
 Names = Annotated[tuple[str, ...], NoDecode]
 
@@ -167,6 +158,23 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("PREFECT_API_AUTH_STRING", "prefect_api_auth_string"),
         description="user:password of a self-hosted Prefect server with basic authentication.",
     )
+    prefect_api_ssl_cert_file: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("PREFECT_API_SSL_CERT_FILE", "prefect_api_ssl_cert_file"),
+        description="File with the authorities that the API's certificate is checked against.",
+    )
+    prefect_api_tls_insecure_skip_verify: bool = Field(
+        default=False,
+        validation_alias=AliasChoices(
+            "PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "prefect_api_tls_insecure_skip_verify"
+        ),
+        description="Whether the API's certificate is left unchecked.",
+    )
+    prefect_api_enable_http2: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("PREFECT_API_ENABLE_HTTP2", "prefect_api_enable_http2"),
+        description="Whether the API may be asked by HTTP/2, which needs the package h2.",
+    )
     prefect_client_custom_headers: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict,
         repr=False,
@@ -260,36 +268,3 @@ def _from_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not valid JSON ({error.msg})") from None
-
-
-def load() -> Settings:
-    """Read the settings from the environment.
-
-    Raises:
-        errors.SettingsError: one line that names every variable that is missing or wrong.
-    """
-    try:
-        return Settings()
-    except ValidationError as error:
-        # Not "from error": Pydantic's text repeats the rejected values, which may be secrets.
-        raise errors.SettingsError(_explain(error)) from None
-
-
-def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(dict(problem)) for problem in error.errors())
-
-
-def _explain_one(problem: dict[str, Any]) -> str:
-    variable = _variable(str(problem["loc"][0]))
-    hint = f": {_HINTS[variable]}" if variable in _HINTS else ""
-    if problem["type"] in {"missing", "too_short"}:
-        return f"{variable} is not set{hint}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{variable} is wrong: {message}{hint}"
-
-
-def _variable(location: str) -> str:
-    if location.startswith("PREFECT_"):
-        return location
-    field = location.lower()
-    return field.upper() if field.startswith("prefect_") else f"{ENV_PREFIX}{field.upper()}"
