@@ -16,24 +16,16 @@ import executors
 from dispatcher import error_boundary, errors, services
 from dispatcher.celery_app import (
     dropped_messages,
-    neighbours,
     node_description,
-    redis_check,
+    start_checks,
     tasks,
     thread_pool,
 )
 from dispatcher.execution import node_services, stop_requests
-from dispatcher.ledger import fleet, redis_connection, redis_url
+from dispatcher.ledger import fleet
 from dispatcher.operations import health
 from dispatcher.polling import subscription
-from dispatcher.prefect_api import api_connection, client, retry, ui_links
 from dispatcher.reporting import worker_events
-
-# A worker that starts asks Prefect once, and is not kept from starting for longer than this.
-CREDENTIALS_TIMEOUT = 3.0  # seconds
-
-# A busy server may answer late by some seconds.
-CLOCK_TOLERANCE = 10.0  # seconds
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +42,7 @@ def install(
 
         def __init__(self, worker: Any, **_: Any) -> None:
             super().__init__(worker)
-            check_size(worker, parts)
-            check_redis(parts)
-            check_neighbours(parts)
-            check_credentials(parts)
+            start_checks.run(worker, parts)
             self.enabled = parts.options.health_port is not None
 
         def create(self, worker: Any) -> Any:
@@ -149,7 +138,7 @@ def node_step(parts: services.Services) -> type[bootsteps.StartStopStep]:
 
 def serve_node(parts: services.Services) -> None:
     """Start what executors keep on this node, to be ended when the worker's pool has ended."""
-    api = hasty_api(parts)
+    api = start_checks.hasty_api(parts)
     services_of_node = node_services.NodeServices(
         options=parts.options,
         executor_types=executors.get_all_available_executor_types,
@@ -189,75 +178,3 @@ def stop_listening(subscriptions: Sequence[subscription.Subscription]) -> None:
     """Leave it to another worker; may be called again."""
     for each in subscriptions:
         each.stop()
-
-
-def check_size(worker: Any, parts: services.Services) -> None:
-    """Refuse a worker whose runs could keep control work, and with it their own end, waiting."""
-    try:
-        node_description.describe(worker, parts.options)
-    except ValueError as error:
-        sys.exit(f"dispatcher: {error}")
-
-
-def check_redis(parts: services.Services) -> None:
-    """Refuse a worker whose Redis cannot be the ledger; see :mod:`redis_check`."""
-    url = parts.options.redis_url.get_secret_value()
-    try:
-        with redis_connection.connect_once(
-            url, prefix=parts.prefix, timeout_seconds=CREDENTIALS_TIMEOUT
-        ) as client:
-            redis_check.check(client, parts.prefix, cluster=url.startswith(redis_url.CLUSTER))
-    except redis_check.UnusableRedisError as error:
-        sys.exit(f"dispatcher: {error}")
-
-
-def check_neighbours(parts: services.Services) -> None:
-    """Refuse a worker that would join the fleet of another dispatcher."""
-    own = parts.options
-    try:
-        with contextlib.suppress(*error_boundary.EXPECTED):
-            neighbours.check(
-                parts.fleet.nodes(),
-                worker_name=own.worker_name,
-                prefect=ui_links.without_credentials(own.prefect_api_url),
-            )
-    except neighbours.ForeignFleetError as error:
-        sys.exit(f"dispatcher: {error}")
-
-
-def check_credentials(parts: services.Services) -> None:
-    """Refuse a worker whose credentials Prefect refuses: it could do nothing, whatever it waits.
-
-    A Prefect API that is away is none of the worker's faults; its tasks find it when it is back.
-    """
-    api = hasty_api(parts)
-    try:
-        with contextlib.suppress(errors.ObjectNotFound):
-            api.read_work_pool(parts.options.work_pools[0])
-        check_clock(api.transport.server_clock.offset)
-    except errors.AuthenticationFailed as error:
-        sys.exit(f"dispatcher: {error}")
-    except errors.ApiError as error:
-        logger.warning("the worker starts without Prefect, and serves once it answers: %s", error)
-    finally:
-        api.transport.close()
-
-
-def check_clock(offset: float) -> None:
-    """Say once that the clock of this host is off; ``offset`` is the server's lead, in seconds."""
-    if abs(offset) >= CLOCK_TOLERANCE:
-        logger.warning(
-            "the clock of this host is %.0f s %s by that of the Prefect server; due times count by"
-            " the server's, but logs and events show this one: set it right",
-            abs(offset),
-            "slow" if offset > 0 else "fast",
-        )
-
-
-def hasty_api(parts: services.Services) -> client.PrefectClient:
-    """Make an API client for a worker that starts; to be closed."""
-    return api_connection.connect_api(
-        parts.options,
-        timeout_seconds=CREDENTIALS_TIMEOUT,
-        retry_policy=retry.RetryPolicy(max_attempts=1),
-    )

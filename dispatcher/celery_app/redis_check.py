@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
@@ -17,6 +18,11 @@ OF_A_CLUSTER = (
     " redis+cluster://host:6379,host:6379, and give the messages another broker by"
     " DISPATCHER_BROKER_URL"
 )
+
+NO_REDIS = (
+    "what answers at the address of DISPATCHER_REDIS_URL is no Redis; look at its host and port"
+)
+HTTP_REQUEST, HTTP_SECONDS = b"GET / HTTP/1.0\r\n\r\n", 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +65,11 @@ def check(
         raise UnusableRedisError(OF_A_CLUSTER) from None
     except redis.ResponseError as error:
         raise UnusableRedisError(f"Redis refuses what the ledger needs: {error}") from None
+    except redis.exceptions.InvalidResponse:
+        raise UnusableRedisError(NO_REDIS) from None
     except redis.RedisError as error:
+        if isinstance(error, redis.TimeoutError) and _speaks_http(client):
+            raise UnusableRedisError(NO_REDIS) from None
         warn(f"the worker starts without Redis, and serves once it answers: {error}")
 
 
@@ -91,6 +101,17 @@ def _info(client: redis.Redis) -> Mapping[str, Any]:
     except redis.exceptions.NoPermissionError:
         return {}  # a right that nothing else needs
     return dict(told)
+
+
+def _speaks_http(client: redis.Redis) -> bool:
+    """Whether a server that waits for more than a command of Redis is one of the web."""
+    place = client.connection_pool.connection_kwargs
+    try:
+        with socket.create_connection((place["host"], place["port"]), HTTP_SECONDS) as connection:
+            connection.sendall(HTTP_REQUEST)
+            return connection.recv(5) == b"HTTP/"
+    except (OSError, KeyError):
+        return False
 
 
 def _probe(client: redis.Redis, key: str) -> None:

@@ -61,6 +61,16 @@ class PrefectClient:
         body = self.transport.request("GET", _WORK_POOL, names={"pool": name})
         return schemas.WorkPool.model_validate(body)
 
+    def list_work_pool_names(self) -> list[str]:
+        """The names of all work pools."""
+        names: list[str] = []
+        while True:
+            page = {"limit": PAGE_LIMIT, "offset": len(names)}
+            rows = self.transport.request("POST", "/work_pools/filter", json=page)
+            names += [str(row["name"]) for row in rows]
+            if len(rows) < PAGE_LIMIT:
+                return names
+
     def create_work_pool(
         self,
         name: str,

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -72,6 +80,95 @@ def test_a_worker_too_small_for_both_queues_is_refused(
 
     assert len(lines) == 1
     assert lines[0].startswith("dispatcher: a worker that serves both queues needs --concurrency 2")
+
+
+@pytest.fixture
+def web_server() -> Iterator[str]:
+    """Host and port of a server of the web that is neither Redis nor Prefect."""
+    handler = http.server.SimpleHTTPRequestHandler
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_address_at_which_no_prefect_api_answers_is_one_line(
+    stack: stacks.Stack, new_stack: NewStack, web_server: str
+) -> None:
+    root = stack.site.api_url.removesuffix("/api")
+    for url, hint in (
+        (root, f"such as {root}/api"),
+        (f"{root}/runs", f"such as {root}/api"),
+        (f"http://{web_server}/api", "it ends in /api"),
+    ):
+        with new_stack(PREFECT_API_URL=url) as mistaken:
+            [line] = output_of(mistaken, "worker", "-c", "2")
+        assert line.startswith("dispatcher: PREFECT_API_URL is wrong: no Prefect API answers at")
+        assert line.endswith(hint)
+
+
+def test_an_address_at_which_no_redis_answers_is_one_line(
+    stack: stacks.Stack, new_stack: NewStack, web_server: str
+) -> None:
+    # One answers a command of Redis at once, the other waits for more.
+    prefect = stack.site.api_url.removeprefix("http://").removesuffix("/api")
+    for place in (web_server, prefect):
+        with new_stack(DISPATCHER_REDIS_URL=f"redis://{place}/0") as mistaken:
+            [line] = output_of(mistaken, "worker", "-c", "2")
+        assert "DISPATCHER_REDIS_URL is no Redis" in line
+
+
+def test_a_database_that_redis_does_not_have_is_one_line(
+    stack: stacks.Stack, new_stack: NewStack
+) -> None:
+    url = f"{stack.redis_url.rpartition('/')[0]}/99999"
+    with new_stack(DISPATCHER_REDIS_URL=url) as mistaken:
+        [line] = output_of(mistaken, "worker", "-c", "2")
+    assert line.endswith("DB index is out of range")
+
+
+def test_an_unknown_queue_is_one_line(stack: stacks.Stack) -> None:
+    [line] = output_of(stack, "worker", "-c", "2", "-Q", "nonsense")
+    assert line.startswith("dispatcher: there is no queue nonsense for -Q; name some of")
+
+
+def test_a_misspelt_work_pool_and_setting_are_told_and_what_was_meant(
+    stack: stacks.Stack, new_stack: NewStack
+) -> None:
+    right = stack.objects.pool(f"etl-production-{uuid4().hex}").name
+    wrong = right.replace("production", "prodution")
+    with new_stack(
+        DISPATCHER_WORK_POOLS=wrong,
+        DISPATCHER_CREATE_POOL_IF_NOT_FOUND="false",
+        DISPATCHER_LEASE_SECOND="5",
+    ) as mistaken:
+        worker = mistaken.worker("worker", "-c", "2")
+        text = worker.text()
+    assert f"'{wrong}' does not exist in Prefect and is not to be made" in text
+    assert f"did you mean '{right}'" in text
+    assert "did you mean DISPATCHER_LEASE_SECONDS?" in text
+
+
+def test_a_profile_is_enough(stack: stacks.Stack, new_stack: NewStack) -> None:
+    with new_stack() as logged_in:
+        url = logged_in.environment.pop("PREFECT_API_URL")
+        prefect = Path(sys.executable).with_name("prefect")
+        environ = {**logged_in.environment, "PATH": os.environ["PATH"]}
+        subprocess.run(
+            [prefect, "config", "set", f"PREFECT_API_URL={url}", "PREFECT_LOGGING_LEVEL=WARNING"],
+            env=environ,
+            check=True,
+            capture_output=True,
+        )
+        logged_in.worker("worker", "-c", "2", "-B", "-s", str(logged_in.directory / "schedule"))
+        logged_in.wait_until_served(logged_in.pool)
+        run = logged_in.run(logged_in.deployment("completes"))
+        assert run.wait_for_end().type is schemas.StateType.COMPLETED
+        seen = json.loads(run.lines()[0])
+        assert seen["environ"]["PREFECT_LOGGING_LEVEL"] == "WARNING"
+        assert seen["environ"]["PREFECT_API_URL"] == url
 
 
 @pytest.fixture(scope="module")
