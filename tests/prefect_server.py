@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -21,8 +22,10 @@ from tests import waiting
 START_SECONDS = 120.0  # the first start on a busy machine compiles and migrates
 STOP_SECONDS = 10.0
 
+# The interpreter of another release than that of the tests, see tests/compatibility.py.
+PYTHON = os.environ.get("TEST_PREFECT_SERVER", sys.executable)
 # One process serves the API and its background services, without a second one in front.
-_COMMAND = (sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app")
+_COMMAND = (PYTHON, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app")
 
 _ENVIRONMENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -185,7 +188,17 @@ class PrefectServer:
     def _template(self) -> Path | None:
         if self._cache is None:
             return None
-        return self._cache / f"prefect-{metadata.version('prefect')}.db"
+        return self._cache / f"prefect-{_release()}.db"
+
+
+@functools.cache
+def _release() -> str:
+    """The release of Prefect that the server is of."""
+    if sys.executable == PYTHON:
+        return metadata.version("prefect")
+    ask = "import importlib.metadata; print(importlib.metadata.version('prefect'))"
+    done = subprocess.run([PYTHON, "-c", ask], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def _free_port() -> int:

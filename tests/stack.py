@@ -48,7 +48,7 @@ GONE = "gone@test"
 NOISE = ("HTTP Request: POST", "Sending due task", "Task dispatcher.cancel", "Task dispatcher.poll")
 
 # What whoever runs the tests may choose for all stacks.
-PASSED_ON = ("DISPATCHER_START",)
+PASSED_ON = ("DISPATCHER_START", "DISPATCHER_PYTHON")
 
 _NOT_INHERITED = ("PREFECT_", "DISPATCHER_", "CELERY_", "FLOWER_", "BROKER_", "RESULT_")
 
