@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 OLDEST, NEWEST = "3.6.29", "3.9.1"
+# Its server cannot be started with what came later.
+BESIDES = {OLDEST: ("fastapi<0.116",)}
 
 
 def missing() -> str | None:
@@ -20,13 +22,19 @@ def make(directory: Path, prefect: str) -> Path:
     """Make an environment, or use the one that is there already; return its path."""
     path = directory / f"prefect-{prefect}"
     if not (path / "made").exists():
-        uv, python = _uv(), path / "bin" / "python"
-        assert uv is not None
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, path], check=True)
-        install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
-        subprocess.run([*install, f"prefect=={prefect}"], check=True)
+        make_with(path, f"prefect=={prefect}", *BESIDES.get(prefect, ()))
         (path / "made").touch()
     return path
+
+
+def make_with(path: Path, *requirements: str) -> Path:
+    """Make an environment with these packages; return its interpreter."""
+    uv, python = _uv(), path / "bin" / "python"
+    assert uv is not None
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, path], check=True)
+    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
+    subprocess.run([*install, *requirements], check=True)
+    return python
 
 
 def _uv() -> str | None:

@@ -23,6 +23,8 @@ from dispatcher.prefect_api import api_connection, client, retry, ui_links
 TIMEOUT = 3.0  # seconds
 # A busy server may answer late by some seconds.
 CLOCK_TOLERANCE = 10.0  # seconds
+# Releases of Prefect, see docs/compatibility.md.
+TESTED = ((3, 6), (3, 9))
 # Those of Celery's pools that patch the standard library, which threads and forks here rely on.
 UNFIT_POOLS = ("celery.concurrency.gevent", "celery.concurrency.eventlet")
 
@@ -94,6 +96,8 @@ def check_prefect(parts: services.Services) -> None:
         _go_on_without(error)
     else:
         check_clock(api.transport.server_clock.offset)
+        with contextlib.suppress(errors.ApiError):  # Cloud does not tell
+            check_release(api.read_server_version())
         for name in parts.options.work_pools:
             check_work_pool(name, known, is_made=parts.options.create_pool_if_not_found)
     finally:
@@ -106,6 +110,19 @@ def no_api(url: str) -> str:
     parts = parse.urlsplit(shown)
     hint = "" if parts.path.endswith("/api") else f", such as {parts.scheme}://{parts.netloc}/api"
     return f"PREFECT_API_URL is wrong: no Prefect API answers at {shown}; it ends in /api{hint}"
+
+
+def check_release(release: str) -> None:
+    """Say of a server's release that the dispatcher was not tested with it; none is refused."""
+    numbers = tuple(int(part) for part in release.split(".")[:2] if part.isdecimal())
+    if len(numbers) == 2 and not TESTED[0] <= numbers <= TESTED[1]:
+        oldest, newest = (".".join(map(str, each)) for each in TESTED)
+        logger.warning(
+            "the server is Prefect %s; the dispatcher was tested with %s to %s",
+            release,
+            oldest,
+            newest,
+        )
 
 
 def check_work_pool(name: str, known: Collection[str], *, is_made: bool) -> None:

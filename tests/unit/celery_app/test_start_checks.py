@@ -58,3 +58,16 @@ def test_a_wrong_address_is_told_with_a_better_one_and_without_a_password(
     url: str, end: str
 ) -> None:
     assert start_checks.no_api(url).endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("release", "is_told"),
+    [("3.5.9", True), ("3.6.29", False), ("3.9.1", False), ("3.10.0", True), ("", False)],
+)
+def test_a_release_that_was_not_tested_is_told(
+    caplog: pytest.LogCaptureFixture, release: str, is_told: bool
+) -> None:
+    start_checks.check_release(release)
+    assert [release in each and "3.6 to 3.9" in each for each in caplog.messages] == [
+        True
+    ] * is_told
