@@ -3,6 +3,7 @@
 #   make demo     run a dozen sample flows on a stack of its own
 #   make test     run the tests (make test ARGS="tests/unit -k ledger")
 #   make cover    prove that the decisions are tested to the last branch
+#   make compatibility  run some of the tests with other releases of Prefect
 #   make e2e      run the tests with containers; needs a Docker engine
 #   make bench    measure everything in docs/benchmarks.md; needs PostgreSQL, and an hour or two
 #   make lock     choose anew what the image installs
@@ -17,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 # So that the first flow run does not have to compile Prefect.
 export UV_COMPILE_BYTECODE ?= 1
 
-.PHONY: demo test e2e bench lock cover check venv clean
+.PHONY: demo test compatibility e2e bench lock cover check venv clean
 
 demo: venv
 	$(BIN)/dispatcher demo $(ARGS)
@@ -30,6 +31,10 @@ else
 	$(BIN)/pytest -n 3 --dist loadfile --ignore tests/chaos --ignore tests/e2e
 	$(BIN)/pytest tests/chaos
 endif
+
+# With the oldest and the newest Prefect, each in an environment of its own.
+compatibility: venv
+	$(BIN)/python -m tests.compatibility $(ARGS)
 
 # With E2E_IMAGES=--local, for a machine that reaches no registry of images.
 e2e: venv

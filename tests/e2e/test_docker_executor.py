@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -138,6 +139,24 @@ def test_what_a_container_prints_is_shown(
     shown = capfd.readouterr().out
     assert "to-output\n" in shown
     assert "to-error\n" in shown
+
+
+def test_a_job_without_an_engine_is_told_by_its_exit_code_and_its_lines_are_logged(
+    executor: docker.DockerExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    job = Started(
+        executor,
+        executors.new_flow_run(),
+        command="sh -c 'echo to-output; echo to-error >&2; exit 1'",
+        report="exit-code",
+        stream_output=True,
+    )
+    result = job.result()
+    assert result.status_code == 1
+    assert result.explanation is None  # what is true of an engine alone is not said
+    assert sorted(result.last_lines.splitlines()) == ["to-error", "to-output"]
+    assert {"to-output", "to-error"} <= set(caplog.messages)
 
 
 def test_mounts_limits_and_further_arguments_reach_the_container(
