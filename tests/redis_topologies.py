@@ -120,7 +120,7 @@ class Watched:
         first = self.ports[0]
         if self._tls is not None:
             self._tls.mkdir()
-            _make_certificates(self._tls)
+            make_certificates(self._tls)
         for number, port in enumerate(self.ports):
             follows = [f"replicaof 127.0.0.1 {first}"] if number else []
             options = [*self._listens(port), *follows, *self._fence, 'save ""', "appendonly yes"]
@@ -350,7 +350,7 @@ def _is_whole(node: redis.Redis) -> bool:
 def guarded(directory: Path) -> Iterator[str]:
     """A Redis with TLS, client certificates and a user with the least rights; its URL."""
     directory.mkdir()
-    _make_certificates(directory)
+    make_certificates(directory)
     port = redis_server.free_port()
     options = [
         *_secured(directory, port),
@@ -398,7 +398,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _make_certificates(directory: Path) -> None:
+def make_certificates(directory: Path) -> None:
+    """Make an authority, and what it has signed for a server on this host and for a client."""
+
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 

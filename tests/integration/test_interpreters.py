@@ -63,8 +63,12 @@ def test_each_environment_has_its_own_flows_warm_and_cold_at_once(
         assert stack.run(deployment).wait_for_end(seconds=SECONDS).type is State.COMPLETED
     warm = {release: stack.run(deployment) for release, deployment in deployments.items()}
     own = stack.run(tells(stack, None))
+    plain = stack.run(
+        stack.deployment("none"),
+        job_variables={"command": "sh -c 'echo no Prefect here'", "report": "exit-code"},
+    )
     cold = stack.run(tells(stack, made[environments.OLDEST] / "bin" / "python", start="cold"))
-    for run in (*warm.values(), own, cold):
+    for run in (*warm.values(), own, cold, plain):
         assert run.wait_for_end(seconds=SECONDS).type is State.COMPLETED
 
     for release, run in warm.items():

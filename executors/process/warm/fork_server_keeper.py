@@ -227,7 +227,12 @@ class ForkServerKeeper:
         if breed.successor is not None and self._is_ready(breed, breed.successor):
             self._succeed(breed, breed.successor)
         if breed.successor is None and now >= breed.not_before and self._needs_one(breed, now):
-            breed.successor = self._start(breed)
+            try:
+                breed.successor = self._start(breed)
+            except (FileNotFoundError, PermissionError) as error:
+                # Its environment was taken away; runs say so themselves.
+                breed.not_before = now + self._limits.pause
+                logger.error("%s can have no fork server: %s", breed.python, error.strerror)
 
     def _needs_one(self, breed: generations.Breed, now: float) -> bool:
         if breed.current is None:
@@ -333,10 +338,11 @@ def serving(options: base.NodeOptions, **changes: Any) -> Iterator[None]:
     os.environ[starting.DIRECTORY_VARIABLE] = str(directory)
     os.environ[starting.MODE_VARIABLE] = options.start
     try:
+        plain = plain_environment(os.environ)
         with ForkServerKeeper(
             directory,
-            plain_environment(os.environ),
-            python=interpreters.path_of(options.python),
+            plain,
+            python=default_python(options.python, plain),
             preload=options.preload,
             guard_only=options.start == "cold",
             eager=options.eager,
@@ -346,6 +352,18 @@ def serving(options: base.NodeOptions, **changes: Any) -> Iterator[None]:
     finally:
         os.environ.pop(starting.DIRECTORY_VARIABLE, None)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def default_python(named: str | None, environment: Mapping[str, str]) -> str:
+    """The interpreter of plain runs; the worker's own if it is none, which runs say themselves."""
+    python = interpreters.path_of(named)
+    try:
+        if python != sys.executable:
+            interpreters.examine(python, protocol.ENGINE_MODULE, environment)
+    except errors.LaunchError as error:
+        logger.error("%s is wrong: %s", interpreters.PYTHON_SETTING, error)
+        return sys.executable
+    return python
 
 
 def is_served() -> bool:

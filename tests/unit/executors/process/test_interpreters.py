@@ -10,6 +10,10 @@ import pytest
 from executors import errors
 from executors.process import ProcessJobConfiguration, interpreters
 from executors.process.engine_control import protocol
+from executors.process.warm import fork_server_keeper, generations
+from tests import waiting, warm
+
+SECONDS = 10.0
 
 
 def make_environment(path: Path) -> Path:
@@ -115,3 +119,31 @@ def test_the_job_variable_wins_over_the_workers_setting(
     assert configuration.python == str(tmp_path / "bin" / "python")
     with pytest.raises(errors.ConfigurationError, match="no path of an interpreter"):
         configuration.take_variables({interpreters.PYTHON_VARIABLE: 3})
+
+
+def test_a_wrong_setting_is_one_line_and_keeps_no_worker_from_serving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert fork_server_keeper.default_python(missing, {}) == sys.executable
+    [said] = caplog.messages
+    assert said.startswith("DISPATCHER_PYTHON is wrong: The interpreter")
+    assert fork_server_keeper.default_python(None, {}) == sys.executable
+
+
+def test_an_environment_that_is_taken_away_costs_its_fork_server_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    python = make_environment(tmp_path / "venv")
+    with warm.servers(limits=generations.Limits(requests=1)) as servers:
+        python.unlink()
+        breed = generations.Breed("taken-away", str(python), {}, ())
+        servers.nursery.ask_for(breed, urgent=True)
+        waiting.wait_for(
+            lambda: f"{python} can have no fork server" in caplog.text,
+            seconds=SECONDS,
+            what="it is told",
+        )
+        servers.nursery.check()
+        assert caplog.text.count("can have no fork server") == 1
+        assert len(servers.ready()) == 1
