@@ -27,14 +27,14 @@ def make(directory: Path, prefect: str) -> Path:
     return path
 
 
-def make_with(path: Path, *requirements: str) -> Path:
-    """Make an environment with these packages; return its interpreter."""
-    uv, python = _uv(), path / "bin" / "python"
+def make_with(path: Path, *requirements: str, python: str | Path = sys.executable) -> Path:
+    """Make an environment of a Python with these packages; return its interpreter."""
+    uv, made = _uv(), path / "bin" / "python"
     assert uv is not None
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, path], check=True)
-    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python)]
+    subprocess.run([uv, "venv", "--quiet", "--python", python, path], check=True)
+    install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(made)]
     subprocess.run([*install, *requirements], check=True)
-    return python
+    return made
 
 
 def _uv() -> str | None:

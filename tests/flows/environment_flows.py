@@ -29,6 +29,7 @@ def tells(report: str) -> None:
     note(
         report,
         prefect=prefect.__version__,
+        python=sys.version.split()[0],
         prefix=sys.prefix,
         VIRTUAL_ENV=os.environ.get("VIRTUAL_ENV", ""),
         dispatcher="present" if installed else "absent",
