@@ -100,6 +100,8 @@ class Stub:
         self._routes: dict[tuple[str, str], Handler] = {
             ("GET", "/health"): lambda *_: (200, "true"),
             ("GET", pool): lambda *_: (200, bodies.pool),
+            ("POST", "/work_pools/filter"): lambda *_: (200, f"[{bodies.pool}]"),
+            ("GET", "/admin/version"): lambda *_: (200, '"3.9.1"'),
             ("GET", "/deployments/{id}"): lambda *_: (200, bodies.deployment),
             ("GET", "/flows/{id}"): lambda *_: (200, bodies.flow),
             ("POST", f"{pool}/get_scheduled_flow_runs"): self._poll,
