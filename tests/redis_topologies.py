@@ -119,7 +119,7 @@ class Watched:
     def __enter__(self) -> Watched:
         first = self.ports[0]
         if self._tls is not None:
-            self._tls.mkdir()
+            self._tls.mkdir(parents=True)
             make_certificates(self._tls)
         for number, port in enumerate(self.ports):
             follows = [f"replicaof 127.0.0.1 {first}"] if number else []

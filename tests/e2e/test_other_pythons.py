@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from dispatcher.prefect_api import schemas
-from tests import environments, waiting
+from tests import environment_runs, environments
 from tests import stack as stacks
 from tests.conftest import NewStack
 from tests.e2e import pythons
 
 State = schemas.StateType
 
-FILE = "environment_flows.py"
-SECONDS = 120.0
+FILE, SECONDS = environment_runs.FILE, environment_runs.SECONDS
 RELEASES = {"3.13": "trixie", "3.14": "sid"}
 
 
@@ -44,7 +43,7 @@ def test_flows_run_warm_on_another_python_and_are_cancelled(
 
     told = stack.run(stack.deployment("tells", file=FILE, job_variables=variables))
     assert told.wait_for_end(seconds=SECONDS).type is State.COMPLETED
-    said = dict(line.split("=", 1) for line in told.lines())
+    said = environment_runs.said(told)
     assert said["python"].startswith(f"{version}.")
     assert not sys.version.startswith(f"{version}.")
     assert said["prefix"] == str(environment)
@@ -52,12 +51,4 @@ def test_flows_run_warm_on_another_python_and_are_cancelled(
     assert said["dispatcher"] == "absent"
 
     waits = stack.run(stack.deployment("waits", file=FILE, job_variables=variables))
-    pid, child = (int(text) for text in waits.wait_for_line("running").split()[1:])
-    waits.cancel()
-    assert waits.wait_for_end(seconds=SECONDS).type is State.CANCELLED
-    waits.wait_for_line("cancelled")
-    waiting.wait_for(
-        lambda: not stacks.is_alive(pid) and not stacks.is_alive(child),
-        seconds=stacks.VANISH_SECONDS,
-        what="nothing of it is left",
-    )
+    environment_runs.cancel(waits)

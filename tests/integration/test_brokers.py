@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -29,36 +32,34 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def watched() -> Iterator[redis_topologies.Watched]:
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def started(make: Callable[[Path], contextlib.AbstractContextManager[T]]) -> Iterator[T]:
+    """Servers of Redis in a directory of their own, skipped by name where they are missing."""
     if reason := redis_topologies.missing():
         pytest.skip(reason)
-    with (
-        tempfile.TemporaryDirectory(prefix="sentinel-") as directory,
-        redis_topologies.Watched(Path(directory)) as servers,
-    ):
+    # Not pytest's own directory, whose path may be too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="redis-") as path, make(Path(path) / "own") as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[redis_topologies.Watched]:
+    with started(redis_topologies.Watched) as servers:
         yield servers
 
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[str]:
-    if reason := redis_topologies.missing():
-        pytest.skip(reason)
-    with (
-        tempfile.TemporaryDirectory(prefix="guarded-") as directory,
-        redis_topologies.guarded(Path(directory) / "redis") as url,
-    ):
+    with started(redis_topologies.guarded) as url:
         yield url
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[redis_topologies.Cluster]:
-    if reason := redis_topologies.missing():
-        pytest.skip(reason)
-    with (
-        tempfile.TemporaryDirectory(prefix="cluster-") as directory,
-        redis_topologies.Cluster(Path(directory)) as nodes,
-    ):
+    with started(redis_topologies.Cluster) as nodes:
         yield nodes
 
 
@@ -240,25 +241,20 @@ def test_a_failover_under_running_flows_loses_and_doubles_nothing(
         survive(stack, watched.kill_primary, lambda: None)
 
 
-def test_a_failover_by_tls_loses_and_doubles_nothing(
-    tmp_path_factory: pytest.TempPathFactory, new_stack: NewStack
-) -> None:
-    if reason := redis_topologies.missing():
-        pytest.skip(reason)
-    directory = tmp_path_factory.mktemp("secured")
+def test_a_failover_by_tls_loses_and_doubles_nothing(new_stack: NewStack) -> None:
     with (
-        redis_topologies.Watched(directory, tls=True) as watched,
+        started(functools.partial(redis_topologies.Watched, tls=True)) as watched,
         new_stack(**SETTINGS, redis_url=watched.url) as stack,
     ):
         survive(stack, watched.kill_primary, lambda: None)
 
 
 def test_a_ledger_that_moves_and_fails_over_in_a_cluster_loses_and_doubles_nothing(
-    request: pytest.FixtureRequest, new_stack: NewStack, tmp_path: Path
+    request: pytest.FixtureRequest, new_stack: NewStack
 ) -> None:
     settings = {**SETTINGS, **on_rabbitmq(request)}
     with (
-        redis_topologies.Cluster(tmp_path) as cluster,
+        started(redis_topologies.Cluster) as cluster,
         new_stack(**settings, redis_url=cluster.url) as stack,
     ):
         survive(stack, cluster.kill_primary, cluster.move_slot)

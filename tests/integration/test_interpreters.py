@@ -12,14 +12,13 @@ import psutil
 import pytest
 
 from dispatcher.prefect_api import schemas
-from tests import environments, waiting
+from tests import environment_runs, environments
 from tests import stack as stacks
 from tests.conftest import NewStack
 
 State = schemas.StateType
 
-SECONDS = 120.0
-FILE = "environment_flows.py"
+FILE, SECONDS = environment_runs.FILE, environment_runs.SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +50,6 @@ def tells(
     return stack.deployment("tells", file=FILE, job_variables=job_variables)
 
 
-def said(run: stacks.Run) -> dict[str, str]:
-    return dict(line.split("=", 1) for line in run.report.read_text().splitlines())
-
-
 def test_each_environment_has_its_own_flows_warm_and_cold_at_once(
     stack: stacks.Stack, made: dict[str, Path]
 ) -> None:
@@ -72,7 +67,7 @@ def test_each_environment_has_its_own_flows_warm_and_cold_at_once(
         assert run.wait_for_end(seconds=SECONDS).type is State.COMPLETED
 
     for release, run in warm.items():
-        told = said(run)
+        told = environment_runs.said(run)
         assert told["prefect"] == release
         assert told["prefix"] == told["VIRTUAL_ENV"] == str(made[release])
         assert told["dispatcher"] == "absent"
@@ -80,9 +75,9 @@ def test_each_environment_has_its_own_flows_warm_and_cold_at_once(
         assert Path(told["pip"]).parent == made[release] / "bin"
         waited = run.entered(State.RUNNING) - run.entered(State.SCHEDULED)
         print(f"{release} due to Running: {waited:.2f} s")
-    assert said(own)["prefix"] == sys.prefix
-    assert said(cold)["prefect"] == environments.OLDEST
-    assert said(cold)["forked"] == "False"
+    assert environment_runs.said(own)["prefix"] == sys.prefix
+    assert environment_runs.said(cold)["prefect"] == environments.OLDEST
+    assert environment_runs.said(cold)["forked"] == "False"
 
 
 def test_a_run_in_another_environment_is_cancelled_with_its_hooks_and_children(
@@ -91,16 +86,7 @@ def test_a_run_in_another_environment_is_cancelled_with_its_hooks_and_children(
     deployment = stack.deployment(
         "waits", file=FILE, job_variables={"python": str(made[environments.OLDEST])}
     )
-    run = stack.run(deployment)
-    pid, child = (int(text) for text in run.wait_for_line("running").split()[1:])
-    run.cancel()
-    assert run.wait_for_end(seconds=SECONDS).type is State.CANCELLED
-    run.wait_for_line("cancelled")
-    waiting.wait_for(
-        lambda: not stacks.is_alive(pid) and not stacks.is_alive(child),
-        seconds=stacks.VANISH_SECONDS,
-        what="nothing of it is left",
-    )
+    environment_runs.cancel(stack.run(deployment))
 
 
 def test_what_is_wrong_with_an_interpreter_is_on_the_runs_page(
@@ -128,11 +114,7 @@ def test_what_a_job_in_another_environment_leaves_behind_ends_with_its_worker(
         worker = stack.worker("runs", "-Q", "dispatcher.runs", "-c", "1")
         stack.wait_until_served(stack.pool)
         run = stack.run(stack.deployment("waits", file=FILE))
-        pid, child = (int(text) for text in run.wait_for_line("running").split()[1:])
+        pid, child = environment_runs.wait_until_running(run)
         assert f"{python}/bin/python" in psutil.Process(pid).cmdline()
         worker.send_signal(signal.SIGKILL)
-        waiting.wait_for(
-            lambda: not stacks.is_alive(pid) and not stacks.is_alive(child),
-            seconds=stacks.VANISH_SECONDS,
-            what="nothing outlives the worker",
-        )
+        environment_runs.wait_until_gone(pid, child)

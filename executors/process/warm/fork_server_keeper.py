@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import selectors
 import shutil
@@ -73,7 +72,6 @@ class ForkServerKeeper:
         self._retired: list[subprocess.Popen[bytes]] = []
         self._requests: dict[str, int] = {}
         self._default = ""
-        self._stamps: dict[str, tuple[float, int]] = {}
         self._closing = False
         self._listener = wire.listen(directory / starting.NURSERY)
         self._woken, self._waker = socket.socketpair()
@@ -205,7 +203,6 @@ class ForkServerKeeper:
 
     def _dissolve(self, breed: generations.Breed) -> None:
         del self._breeds[breed.name]
-        self._stamps.pop(breed.name, None)
         self._socket(breed).unlink(missing_ok=True)
         for server in (breed.current, breed.successor):
             if server is not None:
@@ -310,11 +307,9 @@ class ForkServerKeeper:
         return self._directory / f"{breed.name}{starting.SERVER_SUFFIX}"
 
     def _current_packages(self, breed: generations.Breed, now: float) -> int:
-        seen, stamp = self._stamps.get(breed.name, (-math.inf, 0))
-        if now - seen >= self._limits.packages_every:
-            seen, stamp = now, generations.packages_stamp(breed.packages)
-            self._stamps[breed.name] = (seen, stamp)
-        return stamp
+        if now - breed.stamped >= self._limits.packages_every:
+            breed.stamped, breed.stamp = now, generations.packages_stamp(breed.packages)
+        return breed.stamp
 
 
 def plain_environment(environ: Mapping[str, str]) -> dict[str, str]:

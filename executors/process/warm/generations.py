@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sysconfig
@@ -41,7 +42,8 @@ class Server:
 class Breed:
     """The fork servers, one after another, for one fingerprint.
 
-    ``packages`` is where what the interpreter imports is installed.
+    ``packages`` is where what the interpreter imports is installed, ``stamp`` what it looked like
+    when that was last looked at.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Breed:
     successor: Server | None = None
     quick_deaths: int = 0
     not_before: float = 0.0
+    stamp: int = 0
+    stamped: float = -math.inf
 
 
 def reason_to_replace(
